@@ -1,0 +1,1 @@
+"""How fast and how good an artifact is: latency, memory, reports."""

@@ -1,0 +1,1 @@
+"""Each experiment a script that writes `benchmarks/results/NAME.json`."""

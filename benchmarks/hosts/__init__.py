@@ -1,0 +1,1 @@
+"""Where an artifact is timed: one file a host."""

@@ -1,0 +1,1 @@
+"""Image-text shards in, decoded pairs out."""
