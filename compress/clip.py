@@ -1,0 +1,158 @@
+"""What a CLIP is here: a model with its preprocessing, tokenizer, licence and provenance."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from compress import atomic
+from compress.errors import PocketclipError
+from compress.model import ClipConfig, ClipModel, causal_mask
+from compress.preprocess import Preprocess
+from compress.tokenizer import Tokenizer, TokenizerContract
+
+SCHEMA_VERSION = 1
+
+
+class Encoder(Protocol):
+    """Anything that embeds images and texts: a torch model, an exported file in its runtime."""
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """pixels [B, 3, H, W] float32 -> [B, E] float32, unit length."""
+        ...
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """tokens [B, L] int32 -> [B, E] float32, unit length."""
+        ...
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A dual encoder with all it needs to be used by a stranger."""
+
+    model: ClipModel
+    preprocess: Preprocess
+    tokenizer: Tokenizer
+    name: str
+    license: str
+    provenance: tuple[dict[str, Any], ...] = ()
+
+    def with_model(self, model: ClipModel, step: dict[str, Any]) -> "Clip":
+        """The same contracts around another model, with one more line of provenance."""
+        return replace(self, model=model, provenance=(*self.provenance, step))
+
+
+class TorchEncoder:
+    """A `Clip` as an `Encoder`: evaluation mode, no gradients, unit embeddings."""
+
+    def __init__(self, clip: Clip) -> None:
+        self.model = clip.model.eval()
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        return F.normalize(self.model.encode_image(pixels), dim=-1)
+
+    @torch.no_grad()
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return F.normalize(self.model.encode_text(tokens), dim=-1)
+
+
+def save(clip: Clip, folder: Path) -> None:
+    """Write model.json, model.safetensors and tokenizer.json; model.json last, each atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.contiguous() for name, tensor in clip.model.state_dict().items()}
+    with atomic.replacing(folder / "model.safetensors") as partial:
+        save_file(state, partial)
+    clip.tokenizer.save(folder)
+    contract = clip.tokenizer.contract.model_dump(mode="json")
+    atomic.write_json(
+        folder / "model.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            "name": clip.name,
+            "license": clip.license,
+            "provenance": list(clip.provenance),
+            "model": clip.model.config.model_dump(mode="json"),
+            "preprocess": clip.preprocess.model_dump(mode="json"),
+            "tokenizer": {"file": "tokenizer.json", **contract},
+        },
+    )
+
+
+def describe(folder: Path) -> tuple[ClipConfig, dict[str, Any]]:
+    """Read and check model.json without touching the weights."""
+    path = folder / "model.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema_version"] != SCHEMA_VERSION:
+            found = data["schema_version"]
+            raise PocketclipError(
+                f"{path}: schema_version {found}, this version reads {SCHEMA_VERSION}; "
+                "open it with the version that wrote it, or export it again"
+            )
+        return ClipConfig.model_validate(data["model"]), data
+    except FileNotFoundError:
+        raise PocketclipError(f"{path}: no such file; a model folder holds model.json") from None
+    except (json.JSONDecodeError, KeyError, ValidationError) as error:
+        raise PocketclipError(f"{path}: not a model description: {error}") from None
+
+
+def load(folder: Path) -> Clip:
+    """Open a model folder written by `save`; every tensor must be there and fit."""
+    config, data = describe(folder)
+    tokenizer = dict(data["tokenizer"])
+    file = folder / tokenizer.pop("file")
+    model = build(config, read_weights(folder / "model.safetensors"), folder / "model.safetensors")
+    return Clip(
+        model=model,
+        preprocess=Preprocess.model_validate(data["preprocess"]),
+        tokenizer=Tokenizer.load(file, TokenizerContract.model_validate(tokenizer)),
+        name=data["name"],
+        license=data["license"],
+        provenance=tuple(data["provenance"]),
+    )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, as float32."""
+    try:
+        return {name: tensor.float() for name, tensor in load_file(path).items()}
+    except FileNotFoundError:
+        raise PocketclipError(f"{path}: no such file") from None
+    except SafetensorError as error:
+        raise PocketclipError(
+            f"{path}: damaged weights ({error}); copy or train them again"
+        ) from None
+
+
+def build(config: ClipConfig, state: dict[str, Tensor], source: Path | str) -> ClipModel:
+    """A model of this structure holding these tensors; any difference is named."""
+    with torch.device("meta"):
+        model = ClipModel(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = _differences(expected, state)
+    if problems:
+        raise PocketclipError(f"{source}: weights do not fit the model: " + "; ".join(problems))
+    model.load_state_dict(state, strict=True, assign=True)
+    model.text.mask = causal_mask(config.text)
+    return model.eval()
+
+
+def _differences(expected: dict[str, tuple[int, ...]], state: dict[str, Tensor]) -> Sequence[str]:
+    missing = [f"{name} is missing" for name in expected if name not in state]
+    unknown = [f"{name} is unknown" for name in state if name not in expected]
+    wrong = [
+        f"{name} has shape {tuple(state[name].shape)}, the model needs {shape}"
+        for name, shape in expected.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
+    problems = wrong + missing + unknown
+    return [*problems[:4], f"and {len(problems) - 4} more"] if len(problems) > 5 else problems
