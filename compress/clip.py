@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from compress import atomic
@@ -69,8 +70,7 @@ def save(clip: Clip, folder: Path) -> None:
     """Write model.json, model.safetensors and tokenizer.json; model.json last, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in clip.model.state_dict().items()}
-    with atomic.replacing(folder / "model.safetensors") as partial:
-        save_file(state, partial)
+    atomic.write_bytes(folder / "model.safetensors", serialise(state))
     clip.tokenizer.save(folder)
     contract = clip.tokenizer.contract.model_dump(mode="json")
     atomic.write_json(
