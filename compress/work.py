@@ -1,0 +1,116 @@
+"""What flows from stage to stage: the model so far, the model it came from, and the data."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.errors import PocketclipError
+
+if TYPE_CHECKING:
+    from compress.clip import Clip
+    from compress.data.pairs import Pairs
+
+
+@dataclass(frozen=True)
+class Data:
+    """Shards of a recipe, decoded on first use and kept for the following stages.
+
+    `evaluate` splits are for measuring only: no stage may let them shape the weights, which is why
+    `digest`, the part of a stage's resume key, leaves them out.
+    """
+
+    train: Sequence[Path] = ()
+    evaluate: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    classes_file: Path | None = None
+    templates: Sequence[str] = ("{}",)
+    image_size: int = 64
+
+    @cached_property
+    def pairs(self) -> "Pairs":
+        """The training pairs, images at `image_size` pixels."""
+        if not self.train:
+            raise PocketclipError("data.train: this recipe names no shards, but a stage needs them")
+        return _load(self.train, self.image_size)
+
+    @cached_property
+    def _splits(self) -> dict[str, "Pairs"]:
+        return {}
+
+    def split(self, name: str) -> "Pairs":
+        """The pairs of an evaluation split, by its name in the recipe's `data.evaluate`."""
+        if name not in self.evaluate:
+            known = ", ".join(self.evaluate) or "none"
+            raise PocketclipError(f"data.evaluate.{name}: no such split (the recipe has: {known})")
+        if name not in self._splits:
+            self._splits[name] = _load(self.evaluate[name], self.image_size)
+        return self._splits[name]
+
+    @cached_property
+    def classes(self) -> list[tuple[str, str]]:
+        """Zero-shot classes as (concept, English name), in the order of the class file."""
+        if self.classes_file is None:
+            raise PocketclipError("data.classes: zero-shot accuracy needs a list of classes")
+        return [(row["concept"], row["name"]) for row in read_classes(self.classes_file)]
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of all that a stage may learn from."""
+        return _digest(self.train, self.classes_file, self.templates, self.image_size)
+
+    @cached_property
+    def evaluation_digest(self) -> str:
+        """sha256 of all that an accuracy figure depends on."""
+        shards = [path for name in sorted(self.evaluate) for path in self.evaluate[name]]
+        names = [f"{name}:{len(self.evaluate[name])}" for name in sorted(self.evaluate)]
+        return _digest(shards, self.classes_file, (*self.templates, *names), self.image_size)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage gets and gives back; it replaces `clip` and leaves the rest."""
+
+    clip: "Clip"
+    """The model as the stages so far have made it."""
+    teacher: "Clip"
+    """The recipe's `model`, untouched."""
+    data: Data
+    device: str = "cpu"
+    """Where training runs: a torch device name."""
+    seed: int = 0
+    """Already given to torch, numpy and random when a stage starts; for generators of its own."""
+
+
+def read_classes(path: Path) -> list[dict[str, str]]:
+    """Read a class file: a JSON list of objects with at least `concept` and `name`.
+
+    Raises PocketclipError naming the file and the entry that is wrong.
+    """
+    try:
+        rows = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise PocketclipError(f"{path}: not a readable JSON class file ({error})") from error
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict) or not {"concept", "name"} <= set(row):
+            raise PocketclipError(f"{path}[{index}]: each class needs 'concept' and 'name'")
+    return rows
+
+
+def _load(paths: Sequence[Path], size: int) -> "Pairs":
+    from compress.data.pairs import load_pairs
+
+    return load_pairs(paths, size)
+
+
+def _digest(
+    shards: Sequence[Path], classes: Path | None, words: Sequence[str], image_size: int
+) -> str:
+    from compress.data.shards import digest
+
+    parts = [digest(shards), str(image_size), *words]
+    if classes is not None:
+        parts.append(hashlib.sha256(classes.read_bytes()).hexdigest())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
