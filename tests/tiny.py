@@ -64,8 +64,14 @@ def tiny_data(folder: Path) -> Data:
             image = Image.new("RGBA", (32, 32), (255, 255, 255, 0))
             image.paste((*rgb, 255), box)
             image.save(pictures / f"{color}-{shape}.png")
-            (pictures / f"{color}-{shape}.txt").write_text(f"{color} {shape}\na {color} {shape}\n")
-            classes.append({"concept": f"{color}-{shape}", "name": f"{color} {shape}"})
+            name = {"concept": f"{color}-{shape}", "name": f"{color} {shape}"}
+            about = {
+                **name,
+                "captions": [f"{color} {shape}", f"a {color} {shape}"],
+                "style": "flat",
+            }
+            (pictures / f"{color}-{shape}.json").write_text(json.dumps(about))
+            classes.append(name)
     (folder / "classes.json").write_text(json.dumps(classes))
     return Data(
         train=(pictures,),
