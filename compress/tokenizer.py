@@ -7,17 +7,22 @@ before it tokenizes; that cannot be written down in a page, so it isn't part of 
 that ftfy leaves alone gets the same ids, `&amp;` does not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import tokenizers
 import torch
 from pydantic import BaseModel, ConfigDict
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from compress import atomic
 from compress.errors import PocketclipError
+
+# How CLIP splits text into words: English endings, letters, single digits, anything else but space.
+# It ignores case, and case folding turns the long s into s.
+WORDS = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class TokenizerContract(BaseModel):
@@ -90,3 +95,30 @@ def read(path: Path) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises no narrower class
         raise PocketclipError(f"{path}: not a tokenizer.json: {error}") from None
+
+
+def byte_pairs(
+    vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], special: Sequence[str]
+) -> tokenizers.Tokenizer:
+    """CLIP's byte-level BPE from its vocabulary and merges, the first learnt merge first.
+
+    special: marks in the vocabulary that are matched whole where a text spells them out.
+    """
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab=dict(vocabulary), merges=list(merges), end_of_word_suffix="</w>")
+    )
+    words = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, as_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
+    return tokenizer
+
+
+def marks(tokenizer: tokenizers.Tokenizer) -> tuple[int | None, int | None]:
+    """The ids that a tokenizer file puts before and after a text; None where it isn't just one."""
+    raw = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    before = next(i for i in range(len(whole) + 1) if whole[i : i + len(raw)] == raw)
+    after = whole[before + len(raw) :]
+    return (whole[0] if before == 1 else None, after[0] if len(after) == 1 else None)
