@@ -1,0 +1,186 @@
+"""The bundle: files of both towers, with all that a stranger needs to run and check them.
+
+An exporter puts its files into the folder that `writing` opens; everything else here is the same
+for every target: contracts, goldens, parity gate, README, hashes, one rename at the end.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from compress import atomic
+from compress.clip import Clip, Encoder, TorchEncoder
+from compress.preprocess import Preprocess
+from export import _goldens, _parity, _readme
+
+SCHEMA_VERSION = 1
+TOWERS = ("image", "text")
+INPUTS = {"image": "pixels", "text": "tokens"}
+# Never plain "embedding": torch's exporter has a node of that name, and the file wouldn't load.
+OUTPUTS = {"image": "image_embedding", "text": "text_embedding"}
+DTYPES = {"image": "float32", "text": "int32"}
+
+# Resampling differs by a fraction of one 8-bit step between image libraries.
+MAX_PIXEL_ERROR = 0.02
+# Other CPUs round sums differently: the figure written is the one met here, less this.
+COSINE_SLACK = 1e-4
+
+Opener = Callable[..., Encoder]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an exporter says of the files it writes."""
+
+    target: str
+    precision: str
+    extension: str
+    batch: int
+    min_cosine: float
+    load: Opener
+    usage: str
+    """Python for the README: defines `open_tower(tower)` -> function(array) -> embedding."""
+    runtime: dict[str, Any] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def writing(clip: Clip, out: Path, spec: Spec) -> Iterator[Path]:
+    """Open a folder for `image.<ext>` and `text.<ext>`; it becomes the bundle `out` at the end.
+
+    Raises GateFailed if the files fall short of `spec.min_cosine`; `out` stays as it was then.
+    """
+    with atomic.folder(Path(out)) as folder:
+        yield folder
+        clip.tokenizer.save(folder)
+        encoder = spec.load(folder)
+        parity = _parity.check(clip, encoder, spec.min_cosine, f"{spec.target} {spec.precision}")
+        write_goldens(clip, encoder, folder / "golden")
+        bundle = describe(clip, spec) | {"parity": parity}
+        (folder / "README.md").write_text(_readme.text(bundle, spec.usage), encoding="utf-8")
+        write_description(folder, bundle)
+
+
+def describe(clip: Clip, spec: Spec) -> dict[str, Any]:
+    """Everything in bundle.json but the hashes and the parity figures."""
+    bias = clip.model.logit_bias
+    contract = clip.tokenizer.contract.model_dump(mode="json")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "target": spec.target,
+        "precision": spec.precision,
+        "executed": True,
+        "model": {
+            "name": clip.name,
+            "embed_dim": clip.model.config.embed_dim,
+            "logit_scale": math.exp(clip.model.logit_scale.item()),
+            "logit_bias": None if bias is None else bias.item(),
+            "embedding_space": embedding_space(clip),
+        },
+        "image": tower_entry("image", spec, [3, *clip.preprocess.size], clip),
+        "text": tower_entry("text", spec, [clip.tokenizer.contract.context_length], clip),
+        "preprocess": clip.preprocess.bundle(),
+        "tokenizer": {"file": "tokenizer.json", **contract},
+        "license": clip.license,
+        "provenance": list(clip.provenance),
+        "runtime": spec.runtime,
+    }
+
+
+def tower_entry(tower: str, spec: Spec, shape: list[int], clip: Clip) -> dict[str, Any]:
+    """File, input and output of one tower; `shape` is that of one input."""
+    return {
+        "file": f"{tower}.{spec.extension}",
+        "input": {"name": INPUTS[tower], "dtype": DTYPES[tower], "shape": [spec.batch, *shape]},
+        "output": {
+            "name": OUTPUTS[tower],
+            "dtype": "float32",
+            "shape": [spec.batch, clip.model.config.embed_dim],
+            "normalized": True,
+        },
+    }
+
+
+def embedding_space(clip: Clip) -> str:
+    """Fingerprint of the model that embeddings come from: sha256 over its structure and weights.
+
+    Equal for all targets and precisions of one model, whose embeddings may share an index;
+    different as soon as a weight differs.
+    """
+    digest = hashlib.sha256(clip.model.config.model_dump_json().encode())
+    for name, tensor in sorted(clip.model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def write_goldens(clip: Clip, encoder: Encoder, folder: Path) -> None:
+    """Pictures, texts and what the torch model makes of them, with the cosines `encoder` met."""
+    folder.mkdir()
+    torch_model = TorchEncoder(clip)
+    images = [
+        _write_image_golden(clip.preprocess, torch_model, picture, folder / name)
+        for name, picture in _goldens.pictures(clip.preprocess.size).items()
+    ]
+    texts, ids = [], clip.tokenizer(_goldens.TEXTS)
+    for i, (text, row) in enumerate(zip(_goldens.TEXTS, torch_model.encode_text(ids))):
+        np.save(folder / f"text-{i}.npy", row.numpy())
+        texts.append({"text": text, "ids": ids[i].tolist(), "embedding": f"text-{i}.npy"})
+    met = cosines(folder, images, texts, encoder)
+    golden = {
+        "images": images,
+        "texts": texts,
+        "min_cosine": {tower: round(value - COSINE_SLACK, 5) for tower, value in met.items()},
+        "max_pixel_error": MAX_PIXEL_ERROR,
+    }
+    atomic.write_json(folder / "golden.json", golden)
+
+
+def cosines(
+    folder: Path, images: list[Any], texts: list[Any], encoder: Encoder
+) -> dict[str, float]:
+    """Worst cosine per tower between stored golden embeddings and what `encoder` gives now."""
+    pixels = torch.stack([_array(folder / entry["pixels"]) for entry in images])
+    ids = torch.tensor([entry["ids"] for entry in texts], dtype=torch.int32)
+    found = {"image": encoder.encode_image(pixels), "text": encoder.encode_text(ids)}
+    worst = {}
+    for tower, entries in (("image", images), ("text", texts)):
+        wanted = torch.stack([_array(folder / entry["embedding"]) for entry in entries])
+        worst[tower] = _parity.agreement(wanted, found[tower], 1.0)["worst_cosine"]
+    return worst
+
+
+def write_description(folder: Path, bundle: Mapping[str, Any]) -> None:
+    """Write bundle.json last, with the sha256 of every other file."""
+    files = {
+        path.relative_to(folder).as_posix(): f"sha256:{atomic.sha256(path)}"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    text = json.dumps({**bundle, "files": files}, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "bundle.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_image_golden(
+    preprocess: Preprocess, encoder: Encoder, picture: Image.Image, path: Path
+) -> dict[str, str]:
+    picture.save(path)
+    with Image.open(path) as stored:
+        pixels = preprocess(stored)
+    files = {"pixels": f"{path.stem}.pixels.npy", "embedding": f"{path.stem}.embedding.npy"}
+    np.save(path.with_name(files["pixels"]), pixels.numpy())
+    np.save(path.with_name(files["embedding"]), encoder.encode_image(pixels[None])[0].numpy())
+    return {"file": path.name, **files}
+
+
+def _array(path: Path) -> Tensor:
+    return torch.from_numpy(np.load(path, allow_pickle=False))

@@ -1,0 +1,207 @@
+"""Portable ONNX: standard operators only, static shapes, weights inside the file."""
+
+import copy
+import logging
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from compress.clip import Clip
+from compress.errors import GateFailed
+from export import Unavailable, _bundle
+
+REQUIRES = ""
+
+# One protobuf message holds 2 GB; larger weights go to a file beside the graph.
+EMBED_LIMIT_BYTES = 1_900_000_000
+
+
+class Config(BaseModel):
+    """Settings of the portable graph."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch: int = Field(1, ge=1)
+    """Images or texts per call, fixed in the graph; 1 is fastest on phones."""
+    opset: int = Field(20, ge=20, le=23)
+    """ONNX operator set; 20 is the first with Gelu, 23 needs runtimes of 2025 or later."""
+    min_cosine: float = Field(0.9999, ge=-1, le=1)
+    """Parity gate: the worst cosine to the torch model that either tower may show."""
+
+
+class _Unit(nn.Module):
+    """A tower with its L2 normalisation, as one graph."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.tower(x), dim=-1)
+
+
+class OrtEncoder:
+    """Both towers of an ONNX bundle in ONNX Runtime.
+
+    Shapes: B any number of inputs, run in calls of the graph's own batch; E embedding.
+    """
+
+    def __init__(self, folder: Path, device: str, threads: int | None) -> None:
+        self.image = _session(folder / "image.onnx", device, threads)
+        self.text = _session(folder / "text.onnx", device, threads)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """pixels [B, 3, H, W] float32 -> [B, E] float32, unit length."""
+        return _run(self.image, pixels.float().numpy(force=True))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """tokens [B, L] -> [B, E] float32, unit length."""
+        return _run(self.text, tokens.to(torch.int32).numpy(force=True))
+
+
+def write(clip: Clip, cfg: Config, out: Path) -> None:
+    """Export both towers as a whole bundle at `out`.
+
+    Raises GateFailed if the files disagree with the torch model; nothing is left at `out` then.
+    """
+    with _bundle.writing(clip, out, spec(cfg)) as folder:
+        for tower in _bundle.TOWERS:
+            save(graph(clip, tower, cfg.batch, cfg.opset), folder / f"{tower}.onnx")
+
+
+def load(folder: Path, device: str = "cpu", threads: int | None = None) -> OrtEncoder:
+    """Open a bundle's .onnx files in ONNX Runtime; `threads` None leaves the choice to it."""
+    return OrtEncoder(Path(folder), device, threads)
+
+
+def spec(cfg: Config) -> _bundle.Spec:
+    """What the bundle's pages say of this target."""
+    return _bundle.Spec(
+        "onnx", "fp32", "onnx", cfg.batch, cfg.min_cosine, load, USAGE, runtime(cfg)
+    )
+
+
+def runtime(cfg: Config) -> dict[str, Any]:
+    """What the files were written for and proved with."""
+    import onnxruntime
+
+    return {
+        "opset": cfg.opset,
+        "proved_with": {"onnxruntime": onnxruntime.__version__, "cpu": platform.machine()},
+    }
+
+
+def graph(clip: Clip, tower: str, batch: int, opset: int) -> Any:
+    """One tower, normalised, as an onnx.ModelProto with static shapes and checked structure."""
+    import onnx
+
+    module = _Unit(copy.deepcopy(getattr(clip.model, tower)).cpu().float()).eval()
+    example = {
+        "image": torch.zeros(batch, 3, *clip.preprocess.size),
+        "text": torch.zeros(batch, clip.tokenizer.contract.context_length, dtype=torch.int32),
+    }[tower]
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    program = torch.onnx.export(
+        module,
+        (example,),
+        dynamo=True,
+        opset_version=opset,
+        input_names=[_bundle.INPUTS[tower]],
+        output_names=[_bundle.OUTPUTS[tower]],
+        optimize=True,
+        verbose=False,
+    )
+    log.setLevel(level)
+    assert program is not None
+    model = program.model_proto
+    _tidy(model)
+    _finite(model, tower)
+    if _weight_bytes(model) < EMBED_LIMIT_BYTES:
+        onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def save(model: Any, path: Path) -> None:
+    """Write the graph; weights too large for one message go to `<name>.data` beside it."""
+    import onnx
+
+    if _weight_bytes(model) < EMBED_LIMIT_BYTES:
+        onnx.save_model(model, path)
+    else:
+        location = f"{path.name}.data"
+        onnx.save_model(model, path, save_as_external_data=True, location=location)
+
+
+def _tidy(model: Any) -> None:
+    """Drop the exporter's notes: source paths and module names help nobody who runs the file."""
+    del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
+    for entry in (*model.graph.node, *model.graph.initializer, *model.graph.input):
+        entry.doc_string = ""
+        del entry.metadata_props[:]
+
+
+def _finite(model: Any, tower: str) -> None:
+    """Infinities become NaN in half precision and ruin the ranges of integer graphs."""
+    from onnx import numpy_helper
+
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise GateFailed(f"{tower} tower: {tensor.name} holds NaN or infinity")
+
+
+def _weight_bytes(model: Any) -> int:
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+
+
+def _session(path: Path, device: str, threads: int | None) -> Any:
+    import onnxruntime
+
+    providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+    provider = providers.get(device)
+    if provider not in onnxruntime.get_available_providers():
+        raise Unavailable(f"this onnxruntime has no {device} provider")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+
+
+def _run(session: Any, rows: np.ndarray) -> Tensor:
+    """rows [B, ...] -> [B, E]; the last call is filled up with its first row."""
+    spec = session.get_inputs()[0]
+    batch = spec.shape[0]
+    outputs = []
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        missing = batch - len(part)
+        if missing:
+            part = np.concatenate([part, np.repeat(part[:1], missing, axis=0)])
+        outputs.append(session.run(None, {spec.name: part})[0][: batch - missing])
+    return torch.from_numpy(np.concatenate(outputs))
+
+
+USAGE = '''\
+import onnxruntime
+
+
+def open_tower(tower):
+    """A function from one input array to its embedding."""
+    entry = bundle[tower]
+    session = onnxruntime.InferenceSession(entry["file"], providers=["CPUExecutionProvider"])
+
+    def run(array):
+        feed = np.repeat(array[None], entry["input"]["shape"][0], axis=0)
+        return session.run(None, {entry["input"]["name"]: feed})[0][0]
+
+    return run
+'''
