@@ -58,6 +58,8 @@ def load_pairs(
     decoded), and for damaged shards and samples, of which `bad_samples` may be left out.
     """
     num_samples = count_samples(paths)
+    if num_samples == 0:
+        raise PocketclipError(f"{', '.join(map(str, paths))}: no image with a caption in it")
     need_gib = num_samples * 4 * size * size / 2**30
     if need_gib > memory_limit_gib:
         raise PocketclipError(
@@ -76,7 +78,7 @@ def load_pairs(
         disable=num_samples < NUM_SAMPLES_WITH_BAR,
     )
     for index, sample in enumerate(progress):
-        pixels[index] = fit_square(sample.image, size)
+        pixels[index] = np.asarray(fit_square(sample.image, size))
         samples.append(sample)
     concepts = [sample.concept for sample in samples]
     return Pairs(

@@ -10,18 +10,18 @@ shard that was cut between two members for a whole one.
 import glob
 import gzip
 import hashlib
-import json
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-from braceexpand import braceexpand
 from PIL import Image
+from pydantic import BaseModel, ValidationError
 
 from compress.data.decode import DAMAGED, decode
 from compress.errors import PocketclipError
@@ -49,6 +49,20 @@ class Sample:
     source: str = ""
 
 
+class SampleJson(BaseModel):
+    """What KEY.json may say; anything else in it is passed over."""
+
+    caption: str | None = None
+    captions: list[str] = []
+    concept: str = ""
+    name: str = ""
+    style: str = ""
+    tags: list[str] = []
+    labels: dict[str, str] = {}
+    license: str = ""
+    source: str = ""
+
+
 @dataclass
 class BadSamples:
     """How many damaged samples may be left out before reading stops; `skipped` names them."""
@@ -66,23 +80,19 @@ class BadSamples:
 
 
 def expand(paths: Sequence[Path | str]) -> list[Path]:
-    """Globs (`*`) and braces (`{000..003}`) -> existing shard files and folders, sorted."""
+    """Shard files, globs of them and folders -> what is there, each glob's finds sorted."""
     found: list[Path] = []
-    for path in paths:
-        for pattern in braceexpand(str(path)):
-            matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
-            if not matches:
-                raise PocketclipError(
-                    f"{path}: no file matches; check the path in the recipe's data"
-                )
-            found += [Path(match) for match in matches]
-    for path in found:
-        if not path.exists():
-            raise PocketclipError(f"{path}: no such shard or folder; check the recipe's data")
-        if path.is_file() and path.suffix not in OPENERS:
+    for path in map(Path, paths):
+        if path.is_dir() or (path.is_file() and path.suffix in OPENERS):
+            found.append(path)
+        elif path.is_file():
             raise PocketclipError(f"{path}: not a shard (.tar, .tar.gz, .tar.xz) nor a folder")
+        elif glob.has_magic(str(path)) and (matches := sorted(glob.glob(str(path)))):
+            found += expand([Path(match) for match in matches])
+        else:
+            raise PocketclipError(f"{path}: no such shard or folder; check the paths under data")
     if not found:
-        raise PocketclipError("no shards given: name at least one shard or folder in data")
+        raise PocketclipError("no shards given: name at least one shard or folder under data")
     return found
 
 
@@ -94,21 +104,22 @@ def read_samples(paths: Sequence[Path | str], bad: BadSamples | None = None) -> 
     """
     bad = bad or BadSamples()
     for path in expand(paths):
-        for key, files in group_by_key(read_members(path)):
-            message = ""
+        for key, members in groupby(read_members(path), attrgetter("key")):
             try:
-                yield make_sample(key, files)
+                sample = make_sample(key, list(members))
             except BadSampleError as error:
-                message = f"{path}: {error}"
-            if message:
-                bad.add(message)
+                bad.add(f"{path}: {error}")
+            else:
+                yield sample
 
 
 def count_samples(paths: Sequence[Path | str]) -> int:
     """The number of samples, found without decoding an image."""
-    return sum(
-        1 for path in expand(paths) for _ in group_by_key(read_members(path, with_content=False))
-    )
+    count = 0
+    for path in expand(paths):
+        members = read_members(path, with_content=False)
+        count += sum(1 for _ in groupby(members, attrgetter("key")))
+    return count
 
 
 def digest(paths: Sequence[Path | str]) -> str:
@@ -128,36 +139,59 @@ class BadSampleError(ValueError):
     """One sample cannot be used; the message names the member."""
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Member name -> (key, lower-case suffix), split at the first dot of the file's name."""
+class Member(NamedTuple):
+    """One file of a sample."""
+
+    key: str
+    suffix: str
+    name: str
+    content: bytes
+
+
+def shard_key(name: str) -> tuple[str, str]:
+    """(key, suffix) of a shard's member: split at the first dot, as webdataset does."""
     path = PurePosixPath(name)
     stem, _, suffix = path.name.partition(".")
     return (path.parent / stem).as_posix(), suffix.lower()
 
 
-def group_by_key(
-    members: Iterable[tuple[str, bytes]],
-) -> Iterator[tuple[str, dict[str, tuple[str, bytes]]]]:
-    """Neighbours with the same key -> (key, {suffix: (member name, content)})."""
-    for key, group in groupby(members, key=lambda member: split_name(member[0])[0]):
-        yield key, {split_name(name)[1]: (name, content) for name, content in group}
+def folder_key(name: str) -> tuple[str, str]:
+    """(key, suffix) of a loose file: split at the last dot, since photos have dots in names."""
+    path = PurePosixPath(name)
+    return path.with_suffix("").as_posix(), path.suffix.removeprefix(".").lower()
 
 
-def read_members(path: Path, with_content: bool = True) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the images and captions of a shard or folder."""
+def folder_files(folder: Path) -> list[Path]:
+    """The images and captions in a folder and below, those of one sample next to each other."""
+    names = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    kept = (name for name in names if wanted(name, folder_key(name)[1]))
+    return [folder / name for name in sorted(kept, key=folder_key)]
+
+
+def wanted(name: str, suffix: str) -> bool:
+    hidden = PurePosixPath(name).name.startswith((".", "__"))
+    return not hidden and suffix in IMAGE_SUFFIXES | TEXT_SUFFIXES
+
+
+def read_members(path: Path, with_content: bool = True) -> Iterator[Member]:
+    """The images and captions of a shard or folder."""
     if path.is_dir():
         for file in folder_files(path):
             name = file.relative_to(path).as_posix()
-            yield name, file.read_bytes() if with_content else b""
+            yield Member(*folder_key(name), name, file.read_bytes() if with_content else b"")
         return
     last = "the first member"
     try:
-        with OPENERS[path.suffix](path, "rb") as stream, tarfile.open(fileobj=stream) as tar:
+        with (
+            OPENERS[path.suffix](path, "rb") as stream,
+            tarfile.open(fileobj=stream, mode="r:") as tar,
+        ):
             for member in tar:
                 last = member.name
-                if member.isfile() and wanted(member.name):
+                key, suffix = shard_key(last)
+                if member.isfile() and wanted(last, suffix):
                     extracted = tar.extractfile(member) if with_content else None
-                    yield member.name, extracted.read() if extracted else b""
+                    yield Member(key, suffix, last, extracted.read() if extracted else b"")
             check_end(tar, stream)
     except UNREADABLE as error:
         raise PocketclipError(
@@ -173,47 +207,35 @@ def check_end(tar: tarfile.TarFile, stream: IO[bytes]) -> None:
         raise tarfile.ReadError("no end-of-archive mark")
 
 
-def folder_files(folder: Path) -> list[Path]:
-    files = (file for file in folder.rglob("*") if file.is_file())
-    return sorted(file for file in files if wanted(file.relative_to(folder).as_posix()))
-
-
-def wanted(name: str) -> bool:
-    return not PurePosixPath(name).name.startswith((".", "__")) and (
-        split_name(name)[1] in IMAGE_SUFFIXES | TEXT_SUFFIXES
-    )
-
-
-def make_sample(key: str, files: dict[str, tuple[str, bytes]]) -> Sample:
-    images = [files[suffix] for suffix in files if suffix in IMAGE_SUFFIXES]
+def make_sample(key: str, members: list[Member]) -> Sample:
+    images = [member for member in members if member.suffix in IMAGE_SUFFIXES]
     if not images:
         raise BadSampleError(f"{key}: captions without an image (.jpg, .png or .webp)")
-    about = read_json(*files["json"]) if "json" in files else {}
-    captions = about.get("captions") or about.get("caption") or []
-    captions = [captions] if isinstance(captions, str) else list(captions)
-    if "txt" in files:
-        captions += files["txt"][1].decode("utf-8", "replace").splitlines()
-    captions = [text for text in map(str.strip, map(str, captions)) if text]
-    name, content = images[0]
+    about, lines = SampleJson(), []
+    for member in members:
+        if member.suffix == "json":
+            about = read_json(member)
+        elif member.suffix == "txt":
+            lines = member.content.decode("utf-8", "replace").splitlines()
+    captions = [about.caption or "", *about.captions, *lines]
+    captions = [text.strip() for text in captions if text.strip()]
+    name = images[0].name
     if not captions:
         raise BadSampleError(f"{name}: no caption beside it ({key}.txt or {key}.json)")
     try:
-        image = decode(content)
+        image = decode(images[0].content)
     except DAMAGED as error:
         raise BadSampleError(f"{name}: not a whole image ({error})") from error
-    known = {
-        k: about[k]
-        for k in ("concept", "style", "tags", "labels", "license", "source")
-        if k in about
-    }
-    return Sample(key, image, captions, name=about.get("name", captions[0]), **known)
+    facts = about.model_dump(exclude={"caption", "captions", "name"})
+    return Sample(key, image, captions, name=about.name or captions[0], **facts)
 
 
-def read_json(name: str, content: bytes) -> dict[str, Any]:
+def read_json(member: Member) -> SampleJson:
     try:
-        about = json.loads(content)
-    except ValueError as error:
-        raise BadSampleError(f"{name}: not JSON ({error})") from error
-    if not isinstance(about, dict):
-        raise BadSampleError(f"{name}: not a JSON object")
-    return about
+        return SampleJson.model_validate_json(member.content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise BadSampleError(
+            f"{member.name}: {place + ': ' if place else ''}{first['msg']}"
+        ) from error
