@@ -110,7 +110,7 @@ def _digest(
 ) -> str:
     from compress.data.shards import digest
 
-    parts = [digest(shards), str(image_size), *words]
+    parts = [digest(shards) if shards else "", str(image_size), *words]
     if classes is not None:
         parts.append(hashlib.sha256(classes.read_bytes()).hexdigest())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,0 +1,5 @@
+"""`python -m compress` is the `pocketclip` command."""
+
+from compress.cli import main
+
+main()

@@ -1,0 +1,195 @@
+"""The `pocketclip` command: a verb reads its arguments, calls one function, prints the result."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from compress.errors import PocketclipError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Any CLIP in; the smallest, fastest image and text encoders for each device out.",
+    epilog="Exit codes: 0 done, 1 a gate failed, 2 bad input, 130 interrupted. "
+    "--debug, anywhere, shows the traceback of an error.",
+)
+console = Console(highlight=False)
+
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="Such as recipes/emoji/quickstart.yaml.")
+]
+ModelName = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A model folder, a bundle, or open_clip:NAME/PRETRAINED."),
+]
+Out = Annotated[Path | None, typer.Option(help="The run folder [default: runs/NAME]")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PLACE=VALUE",
+        help="As in stages.distill.lr=1e-3; may be repeated.",
+    ),
+]
+
+
+@app.command()
+def run(recipe: RecipeFile, out: Out = None, overrides: Overrides = None) -> None:
+    """Run a recipe: stages, exports, benchmark, report. What is done already is kept."""
+    from compress import recipe as recipes
+    from compress import runner
+
+    loaded = recipes.load(recipe, overrides)
+    runner.run(loaded, out or Path("runs") / loaded.name, say)
+
+
+@app.command()
+def plan(recipe: RecipeFile, out: Out = None, overrides: Overrides = None) -> None:
+    """Show what a run would do, what is there already, why, and how long it took before."""
+    from compress import recipe as recipes
+    from compress import runner
+
+    loaded = recipes.load(recipe, overrides)
+    rows = runner.plan(loaded, out or Path("runs") / loaded.name)
+    table = Table("step", "what happens", "estimate", box=None, pad_edge=False)
+    for row in rows:
+        estimate = "unknown" if row.seconds is None else duration(row.seconds)
+        what = "kept: up to date" if row.why is None else f"runs: {row.why}"
+        table.add_row(row.folder, what, "" if row.why is None else estimate)
+    console.print(table)
+    known = [row.seconds for row in rows if row.seconds is not None]
+    more = "" if len(known) == len(rows) else " and the steps that never ran here"
+    say(f"about {duration(sum(known))}{more}")
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Check a recipe and the files that it names, without running anything."""
+    from compress import recipe as recipes
+
+    loaded = recipes.load(recipe, overrides)
+    steps = [step.folder_name for step in (*loaded.stages, *loaded.export)]
+    say(f"{recipe}: no mistakes; steps: {', '.join(steps)}")
+
+
+@app.command()
+def inspect(model: ModelName) -> None:
+    """Describe a model: towers, parameters, preprocessing, tokenizer, licence, provenance."""
+    from compress import inspect as inspecting
+
+    console.print(inspecting.describe(model))
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A bundle, a model folder, or open_clip:NAME."),
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(metavar="RECIPE", help="Its data and evaluate sections are used."),
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Measure accuracy of an exported bundle or a model on a recipe's evaluation splits."""
+    import compress.evaluate
+    from compress import recipe as recipes
+    from compress.artifact import open_artifact
+
+    recipe = recipes.load(data, overrides)
+    shards = recipe.shards()
+    artifact = open_artifact(model)
+    table = Table("split", "figure", "value", "95 % interval", box=None, pad_edge=False)
+    for split in compress.embeddings.split_names(shards, recipe.evaluate):
+        row = compress.evaluate.evaluate(artifact.encoder, artifact, shards, split, recipe.evaluate)
+        for key in [key for key in row if f"{key}_ci95" in row]:
+            low, high = row[f"{key}_ci95"]
+            table.add_row(split, key, f"{row[key]:.4f}", f"{low:.4f} to {high:.4f}")
+    console.print(table)
+
+
+@app.command()
+def bench(
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Folders that hold a bundle.json.")
+    ],
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+) -> None:
+    """Time exported bundles side by side on this machine."""
+    from benchmarks import run as benchmarking
+
+    cfg = benchmarking.Config(threads=(threads,))
+    table = Table("bundle", "tower", "p50 ms", "p90 ms", "size MB", box=None, pad_edge=False)
+    for row in benchmarking.bench_bundles(bundles, cfg):
+        figures = [f"{row['p50_ms']:.2f}", f"{row['p90_ms']:.2f}", f"{row['size_bytes'] / 1e6:.2f}"]
+        table.add_row(row["path"], row["tower"], *figures)
+    console.print(table)
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Such as runs/quickstart.")],
+) -> None:
+    """Write report.html and report.md of a run folder again from its figures."""
+    import benchmarks.report
+
+    if not (run_folder / "summary.json").exists():
+        raise PocketclipError(f"{run_folder}/summary.json: no such file; run the recipe first")
+    benchmarks.report.write(run_folder)
+    say(f"report: {run_folder / 'report.html'}")
+
+
+@app.command()
+def doctor() -> None:
+    """Show which runtimes are installed, their versions, and which versions are supported."""
+    from compress import doctor as checks
+
+    rows = checks.check(checks.installed_requirements())
+    say(checks.machine())
+    table = Table("package", "for", "installed", "supported", "", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(
+            row.package, row.extra or "core", row.installed or "-", row.window, row.verdict
+        )
+    console.print(table)
+    broken = [row.package for row in rows if not row.extra and row.verdict != "ok"]
+    if broken:
+        raise PocketclipError(f"outside the supported versions: {', '.join(broken)}")
+
+
+def say(line: str) -> None:
+    """Print one line as it is: brackets are not markup, long paths do not wrap."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """1.4 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def main() -> None:
+    """Run the command; a known error becomes one message on stderr and its exit code."""
+    from export import Unavailable
+
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except (PocketclipError, Unavailable) as error:
+        if "--debug" in sys.argv:
+            raise
+        Console(stderr=True, highlight=False).print(
+            f"error: {error}", markup=False, soft_wrap=True, style="red"
+        )
+        sys.exit(getattr(error, "exit_code", 2))
