@@ -15,12 +15,11 @@ import compress.clip
 import export
 from compress import atomic, plugin
 from compress.clip import Clip
-from compress.manifest import Job
+from compress.manifest import UNAVAILABLE, Job
 from compress.recipe import Recipe, Step
 from compress.work import Data, Work
 
 TEACHER = "teacher"
-UNAVAILABLE = "unavailable.json"
 MEASURED = ("bench.json", "summary.json")
 
 

@@ -17,8 +17,13 @@ from compress import atomic
 from compress.errors import PocketclipError
 
 SCHEMA_VERSION = 1
+DIGESTS = ("data", "model files")
+"""Inputs that are digests: that they changed is all there is to say."""
 KEY_FILE = ".key"
 """Stands in the folder of a step in progress: what its checkpoint, if any, belongs to."""
+
+UNAVAILABLE = "unavailable.json"
+"""Stands in the folder of an export whose runtime cannot run here."""
 
 
 @dataclass(frozen=True)
@@ -55,28 +60,36 @@ class Manifest:
         ran: folders of the jobs that ran, or will run, before it.
         """
         record = self.steps.get(job.folder)
-        if record is None:
-            started = _read_key(self.out / job.folder) == job.key
-            resumes = started and not ran & set(job.parents)
-            return "continues where it was interrupted" if resumes else "not run yet"
         again = [parent for parent in job.parents if parent in ran]
+        if record is None:
+            if (self.out / job.folder / UNAVAILABLE).exists():
+                return "was unavailable"
+            return "continues where it stopped" if self._resumes(job, ran) else "not run yet"
         if record["key"] != job.key:
             changes = _differences(record["inputs"], job.inputs)
-            return "; ".join(changes) or f"{', '.join(again) or 'an earlier step'} ran again"
+            return "; ".join(changes) or f"{again[0] if again else 'an earlier step'} ran again"
         return f"{again[0]} ran again" if again else self._damage(record)
 
-    def begin(self, job: Job, ran: set[str]) -> Path:
-        """Make the folder ready: empty, unless it holds the unfinished work of this very job."""
-        folder = self.out / job.folder
-        if job.files:
+    def forget(self, jobs: list[Job]) -> None:
+        """Drop what is known of jobs that will run, before the first of them does.
+
+        So a run that is killed between two jobs cannot leave the second looking up to date.
+        """
+        going = {job.folder for job in jobs}
+        for job in jobs:
             self.steps.pop(job.folder, None)
+            if not self._resumes(job, going):
+                (self.out / job.folder / KEY_FILE).unlink(missing_ok=True)
+        self.save()
+
+    def begin(self, job: Job) -> Path:
+        """Make the folder ready: empty, unless it holds the unfinished work of this very job."""
+        if job.files:
             return self.out
-        resumes = self.why(job, ran) == "continues where it was interrupted"
-        if self.steps.pop(job.folder, None):
-            self.save()
-        if not resumes:
+        folder = self.out / job.folder
+        if not self._resumes(job, set()):
             shutil.rmtree(folder, ignore_errors=True)
-        atomic.write_text(folder / KEY_FILE, job.key)
+            atomic.write_text(folder / KEY_FILE, job.key)
         return folder
 
     def finish(self, job: Job, seconds: float) -> None:
@@ -97,6 +110,11 @@ class Manifest:
         """Write manifest.json; it lists the steps in the order in which they finished."""
         content = {"schema_version": SCHEMA_VERSION, "steps": list(self.steps.values())}
         atomic.write_json(self.out / "manifest.json", content)
+
+    def _resumes(self, job: Job, ran: set[str]) -> bool:
+        """Whether the folder holds unfinished work that still fits."""
+        path = self.out / job.folder / KEY_FILE
+        return path.exists() and path.read_text() == job.key and not ran & set(job.parents)
 
     def _damage(self, record: dict[str, Any]) -> str | None:
         """What happened to the files since they were recorded."""
@@ -154,27 +172,29 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in found if not path.name.startswith("."))
 
 
-def _read_key(folder: Path) -> str | None:
-    path = folder / KEY_FILE
-    return path.read_text() if path.exists() else None
-
-
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What changed between the inputs of two runs of a step, most telling first."""
+    """What changed between the inputs of two runs of a step, in words."""
     found = []
-    for name in [*new, *(set(old) - set(new))]:
+    for name in {**new, **old}:
         before, after = old.get(name), new.get(name)
         if before == after or name == "parent":
             continue
-        if name == "settings":
-            found.append(f"settings changed: {_changed_settings(before or {}, after or {})}")
-        elif name in ("data", "model files"):
+        if name in DIGESTS:
             found.append(f"{name} changed")
+        elif isinstance(before, dict) and isinstance(after, dict):
+            found.append(f"{name} changed: {', '.join(_changes(before, after))}")
         else:
             found.append(f"{name} {before} -> {after}")
     return found
 
 
-def _changed_settings(old: dict[str, Any], new: dict[str, Any]) -> str:
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in keys)
+def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """`training.steps 100 -> 200` for each setting that differs."""
+    found = []
+    for key in {**new, **old}:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += _changes(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key} {before} -> {after}")
+    return found

@@ -1,6 +1,5 @@
 """A recipe: YAML in, typed steps out, with every mistake reported at once before anything runs."""
 
-import glob
 import hashlib
 import json
 from pathlib import Path
@@ -12,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SerializeAsAny
 import benchmarks.run
 import compress.evaluate
 from compress import plugin
+from compress.data.shards import expand
+from compress.errors import PocketclipError
 from compress.gates import Gate
 from compress.plugin import did_you_mean
 from compress.problems import Place, Problems, validate
@@ -196,10 +197,13 @@ def _check_data(data: DataSettings, base: Path, problems: Problems) -> None:
     named: list[tuple[Place, str]] = [(("train", i), path) for i, path in enumerate(data.train)]
     for split, paths in data.evaluate.items():
         named += [(("evaluate", split, i), path) for i, path in enumerate(paths)]
-    if data.classes:
-        named.append((("classes",), data.classes))
     for place, path in named:
-        _check_file(("data", *place), path, base, problems)
+        try:
+            expand([base / path])
+        except PocketclipError as error:
+            problems.add(("data", *place), str(error))
+    if data.classes:
+        _check_file(("data", "classes"), data.classes, base, problems)
     for index, template in enumerate(data.templates):
         if "{}" not in template:
             problems.add(("data", "templates", index), "a template needs {} for the class name")
@@ -211,8 +215,7 @@ def _check_model(model: Any, base: Path, problems: Problems) -> None:
 
 
 def _check_file(place: Place, path: str, base: Path, problems: Problems) -> None:
-    """`path` is a file, a folder, or a glob that matches something."""
-    if not glob.glob(str(base / path)):
+    if not (base / path).exists():
         problems.add(place, f"no such file: {path} (looked in {base.absolute()})")
 
 

@@ -10,8 +10,7 @@ from compress.errors import PocketclipError
 from compress.plugin import did_you_mean
 from compress.problems import Place, Problems
 
-# Sections that a recipe may leave out and `--set` may then fill.
-SECTIONS = ("data", "evaluate", "bench")
+STEPS = ("stages", "export")
 
 
 def read(path: Path, problems: Problems) -> dict[str, Any]:
@@ -54,39 +53,42 @@ def apply_override(raw: dict[str, Any], override: str, problems: Problems) -> No
         problems.add((), f"--set {override}: write it as place=value")
         return
     parts = [part for part in re.split(r"[.\[\]]+", where.strip()) if part]
-    target: Any = raw
-    for depth, part in enumerate(parts[:-1]):
-        step = _enter(target, part)
-        if step is None:
-            place = ".".join(parts[: depth + 1])
-            known = _keys(target)
-            problems.add((), f"--set {where}: no {place!r} here{did_you_mean(part, known)}")
-            return
-        target = step
-    if not isinstance(target, dict):
-        problems.add((), f"--set {where}: name a key inside the step, such as {where}.KEY")
+    try:
+        target, parts = _enter(raw, parts)
+        for part in parts[:-1]:
+            target = _child(target, part)
+        if not isinstance(target, dict) or not parts:
+            raise LookupError("name a key inside it, such as stages.distill.lr")
+    except LookupError as error:
+        problems.add((), f"--set {where}: {error.args[0]}")
         return
     target[parts[-1]] = yaml.safe_load(text)
 
 
-def _enter(target: Any, part: str) -> Any:
-    """The child of a mapping by key, or of a list of steps by index or by name; None if absent."""
-    if isinstance(target, dict):
-        return target.setdefault(part, {}) if part in SECTIONS else target.get(part)
-    if not isinstance(target, list):
-        return None
-    named = [row for row in target if isinstance(row, dict) and part in row]
-    if part.isdigit() and int(part) < len(target):
-        row = target[int(part)]
-        named = [row] if isinstance(row, dict) else []
-        part = next(iter(row), part) if named else part
-    if len(named) != 1:
-        return None
-    named[0][part] = named[0][part] or {}
-    return named[0][part]
+def _enter(raw: dict[str, Any], parts: list[str]) -> tuple[Any, list[str]]:
+    """Where the last parts of a place apply: in the settings of a step, or in the recipe itself."""
+    if len(parts) < 2 or parts[0] not in STEPS:
+        return raw, parts
+    steps, wanted = raw.get(parts[0]) or [], parts[1]
+    names = [next(iter(row), "") if isinstance(row, dict) else row for row in steps]
+    chosen = [n for n, name in enumerate(names) if wanted in (name, str(n))]
+    if not chosen:
+        raise LookupError(f"no {wanted!r} in {parts[0]}{did_you_mean(wanted, names)}")
+    if len(chosen) > 1:
+        places = " or ".join(f"{parts[0]}[{n}]" for n in chosen)
+        raise LookupError(f"there are {len(chosen)} such steps: say {places}")
+    [index] = chosen
+    name = names[index]
+    if not isinstance(steps[index], dict) or steps[index][name] is None:
+        steps[index] = {name: {}}
+    named_too = wanted != name and len(parts) > 3 and parts[2] == name
+    return steps[index][name], parts[3 if named_too else 2 :]
 
 
-def _keys(target: Any) -> list[str]:
-    if isinstance(target, list):
-        return [next(iter(row)) for row in target if isinstance(row, dict) and row]
-    return list(target) if isinstance(target, dict) else []
+def _child(target: Any, part: str) -> Any:
+    """The mapping under a key, made if it is not there: what may stand there is checked later."""
+    if not isinstance(target, dict):
+        raise LookupError(f"{part!r} stands inside a value, not a mapping")
+    if target.get(part) is None:
+        target[part] = {}
+    return target[part]

@@ -5,10 +5,12 @@ Data flows one way: the recipe's model -> stages -> exports -> benchmark -> repo
 
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import benchmarks.report
 import export
@@ -40,40 +42,61 @@ def run(recipe: Recipe, out: Path, say: Say) -> None:
     with locked(out):
         manifest = open_manifest(out)
         atomic.write_text(out / "recipe.yaml", recipe.resolved())
-        ran: set[str] = set()
-        for job in jobs(recipe, out):
-            why = manifest.why(job, ran)
+        decided = _decide(jobs(recipe, out), manifest)
+        _retire([job.folder for job, _ in decided], out, say)
+        manifest.forget([job for job, why in decided if why])
+        for job, why in decided:
             if why is None:
                 say(f"{job.folder}: up to date")
                 continue
-            with _recorded(job, manifest, ran, why, say) as folder:
+            with _recorded(job, manifest, why, say) as folder:
                 job.action(folder)
-        if ran or not (out / "report.html").exists():
+        done = all(why in (None, "was unavailable") for _, why in decided)
+        if not done or not (out / "report.html").exists():
             benchmarks.report.write(out)
-        say(f"report: {out / 'report.html'}" if ran else f"nothing to do: {out / 'report.html'}")
+        say(f"{'nothing to do' if done else 'report'}: {out / 'report.html'}")
         check_gates(recipe.gates, json.loads((out / "summary.json").read_text())["rows"])
 
 
 def plan(recipe: Recipe, out: Path) -> list[Planned]:
     """What `run` would do, and why; writes nothing."""
     manifest = open_manifest(out)
-    ran: set[str] = set()
-    planned = []
-    for job in jobs(recipe, out):
-        why = manifest.why(job, ran)
-        if why is not None:
-            ran.add(job.folder)
-        planned.append(Planned(job.folder, why, _estimate(job, manifest) if why else 0.0))
-    return planned
+    return [
+        Planned(job.folder, why, _estimate(job, manifest) if why else 0.0)
+        for job, why in _decide(jobs(recipe, out), manifest)
+    ]
+
+
+def _decide(found: list[Job], manifest: Manifest) -> list[tuple[Job, str | None]]:
+    """Each job with the reason why it has to run, or None."""
+    going: set[str] = set()
+    decided = []
+    for job in found:
+        why = manifest.why(job, going)
+        decided.append((job, why))
+        if why is not None and why != "was unavailable":
+            going.add(job.folder)
+    return decided
+
+
+def _retire(planned: list[str], out: Path, say: Say) -> None:
+    """Move folders of steps that the recipe no longer has out of the way of the report."""
+    for folder in [*out.glob("[0-9][0-9]-*"), *(out / "export").glob("[!.]*")]:
+        name = str(folder.relative_to(out))
+        if name not in planned:
+            (out / "old").mkdir(exist_ok=True)
+            shutil.rmtree(out / "old" / folder.name, ignore_errors=True)
+            folder.replace(out / "old" / folder.name)
+            say(f"{name}: no longer in the recipe, moved to {out / 'old' / folder.name}")
 
 
 @contextlib.contextmanager
-def _recorded(job: Job, manifest: Manifest, ran: set[str], why: str, say: Say) -> Iterator[Path]:
+def _recorded(job: Job, manifest: Manifest, why: str, say: Say) -> Iterator[Path]:
     """Make the job's folder ready, and record what the block has written into it."""
     say(f"{job.folder}: starts ({why})")
     started = time.perf_counter()
     try:
-        yield manifest.begin(job, ran)
+        yield manifest.begin(job)
     except export.Unavailable as reason:
         say(f"{job.folder}: unavailable ({reason})")
         return
@@ -83,15 +106,20 @@ def _recorded(job: Job, manifest: Manifest, ran: set[str], why: str, say: Say) -
         raise atomic.explain(error, manifest.out / job.folder) from error
     seconds = time.perf_counter() - started
     manifest.finish(job, seconds)
-    ran.add(job.folder)
     say(f"{job.folder}: done in {seconds:.1f} s")
 
 
 def _estimate(job: Job, manifest: Manifest) -> float | None:
-    """Seconds from the last time this folder was made, scaled by `steps` where it has them."""
+    """Seconds from the last time this folder was made, scaled by the number of steps."""
     record = manifest.steps.get(job.folder)
     if record is None:
         return None
-    before, after = record["inputs"].get("settings") or {}, job.inputs.get("settings") or {}
-    scale = after["steps"] / before["steps"] if before.get("steps") and after.get("steps") else 1.0
-    return float(record["seconds"] * scale)
+    before, after = _num_steps(record["inputs"]), _num_steps(job.inputs)
+    return float(record["seconds"] * (after / before if before and after else 1.0))
+
+
+def _num_steps(inputs: dict[str, Any]) -> int | None:
+    """`steps` in a stage's settings, at the top or in its `training` part."""
+    settings = inputs.get("settings") or {}
+    training = settings.get("training") or {}
+    return settings.get("steps") or training.get("steps")
