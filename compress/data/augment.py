@@ -165,15 +165,15 @@ def _recoloured(rgb: Tensor, p: dict[str, Tensor]) -> Tensor:
     """Hue rotation and saturation in YIQ, then contrast and brightness."""
     angle = 2 * math.pi * p["hue"]
     cos, sin = torch.cos(angle) * p["saturation"], torch.sin(angle) * p["saturation"]
-    to_yiq = torch.tensor(
-        [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]]
-    )
+    to_yiq = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
     zero, one = torch.zeros_like(cos), torch.ones_like(cos)
     turn = torch.cat([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
     matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq  # [B, 3, 3]
     rgb = (matrix @ rgb.flatten(2)).view_as(rgb)
     middle = rgb.mean(dim=(1, 2, 3), keepdim=True)
-    return (rgb - middle) * p["contrast"][:, :, None, None] + middle + p["brightness"][..., None, None]
+    return (
+        (rgb - middle) * p["contrast"][:, :, None, None] + middle + p["brightness"][..., None, None]
+    )
 
 
 def _erased(rgb: Tensor, box: Tensor) -> Tensor:

@@ -1,0 +1,94 @@
+"""One training batch: which pairs, which captions, and cheap forward passes over them.
+
+Shapes: B batch, L text tokens, S image side, E embedding.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from compress.clip import Clip
+from compress.data.pairs import Pairs
+from compress.errors import PocketclipError
+from compress.model import ImageTower, TextTower
+
+IMAGE_CHUNK = 64  # images per forward pass: more spill the caches of a CPU core
+TEXT_CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws batches of different concepts; without concepts, of different pairs."""
+
+    pairs: Pairs
+
+    @cached_property
+    def concepts(self) -> list[str]:
+        """Concepts with at least one training image, sorted."""
+        return sorted(set(self.pairs.concepts or ()))
+
+    @cached_property
+    def members(self) -> list[list[int]]:
+        """Indices of the pairs of each concept."""
+        if self.pairs.concepts is None:
+            return [[index] for index in range(len(self.pairs.keys))]
+        number = {concept: n for n, concept in enumerate(self.concepts)}
+        members: list[list[int]] = [[] for _ in self.concepts]
+        for index, concept in enumerate(self.pairs.concepts):
+            members[number[concept]].append(index)
+        return members
+
+    def draw(self, size: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Pairs of one step -> (pair indices [B], group indices [B]); no group twice."""
+        if size > len(self.members):
+            raise PocketclipError(
+                f"batch_size {size} is more than the {len(self.members)} different concepts of the "
+                "training data: lower it, as equal captions would count as negatives"
+            )
+        groups = torch.randperm(len(self.members), generator=generator)[:size]
+        which = torch.rand(size, generator=generator)
+        chosen = [self.members[g] for g in groups.tolist()]
+        indices = [m[int(w * len(m))] for m, w in zip(chosen, which.tolist(), strict=True)]
+        return torch.tensor(indices), groups
+
+    def captions(self, indices: Tensor, generator: Generator) -> list[str]:
+        """One random caption for each pair."""
+        which = torch.rand(len(indices), generator=generator).tolist()
+        captions = [self.pairs.captions[index] for index in indices.tolist()]
+        return [c[int(w * len(c))] for c, w in zip(captions, which, strict=True)]
+
+
+def embed_images(tower: ImageTower, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Unit embeddings in float32, computed in chunks. pixels [B, 3, S, S] -> [B, E]."""
+    chunks = [
+        tower(pixels[i : i + IMAGE_CHUNK], keep=None if keep is None else keep[i : i + IMAGE_CHUNK])
+        for i in range(0, len(pixels), IMAGE_CHUNK)
+    ]
+    return F.normalize(torch.cat(chunks).float(), dim=-1)
+
+
+def embed_texts(tower: TextTower, tokens: Tensor) -> Tensor:
+    """Unit embeddings in float32. tokens [B, L] -> [B, E].
+
+    A causal tower that pools at the end of the text cannot see what follows it: texts are sorted by
+    length and cut, which is exact and several times cheaper than full padding.
+    """
+    if not (tower.config.causal and tower.config.pooling == "argmax"):
+        return F.normalize(tower(tokens).float(), dim=-1)
+    lengths = tokens.argmax(dim=-1) + 1
+    order = lengths.argsort()
+    chunks = [tower(tokens[rows][:, : int(lengths[rows[-1]])]) for rows in order.split(TEXT_CHUNK)]
+    return F.normalize(torch.cat(chunks).float(), dim=-1)[order.argsort()]
+
+
+@torch.no_grad()
+def embed_names(clip: Clip, names: list[str], templates: list[str]) -> Tensor:
+    """Mean unit embedding of each name over the templates, renormalised -> [C, E]."""
+    total = torch.zeros(())
+    for template in templates:
+        tokens = clip.tokenizer([template.format(name) for name in names])
+        total = total + embed_texts(clip.model.text, tokens)
+    return F.normalize(total, dim=-1)
