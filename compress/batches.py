@@ -41,6 +41,11 @@ class Sampler:
             members[number[concept]].append(index)
         return members
 
+    @cached_property
+    def names(self) -> list[str]:
+        """The English name of each group, in the order of the group indices."""
+        return [self.pairs.names[members[0]] for members in self.members]
+
     def draw(self, size: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """Pairs of one step -> (pair indices [B], group indices [B]); no group twice."""
         if size > len(self.members):
@@ -92,3 +97,24 @@ def embed_names(clip: Clip, names: list[str], templates: list[str]) -> Tensor:
         tokens = clip.tokenizer([template.format(name) for name in names])
         total = total + embed_texts(clip.model.text, tokens)
     return F.normalize(total, dim=-1)
+
+
+class NameBank:
+    """Text embeddings of all names, refreshed every few steps, one template after the other.
+
+    They are a function of the weights at the last refresh, so checkpoints must fall on refreshes
+    for a resumed run to be exact; the stages' settings check that.
+    """
+
+    def __init__(self, clip: Clip, names: list[str], templates: list[str], every: int) -> None:
+        self.clip, self.names, self.templates, self.every = clip, names, templates, every
+        self.embeddings: Tensor | None = None
+
+    def at(self, step: int) -> Tensor:
+        """The bank for this step -> [C, E] unit embeddings without gradient."""
+        if not self.names:
+            return torch.zeros(0)
+        if self.embeddings is None or step % self.every == 0:
+            template = self.templates[step // self.every % len(self.templates)]
+            self.embeddings = embed_names(self.clip, self.names, [template])
+        return self.embeddings

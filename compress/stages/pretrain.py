@@ -1,19 +1,19 @@
 """Train a model from nothing (or further) with the contrastive loss and a bank of names."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Generator, Tensor
 
 from compress import losses
-from compress.batches import Sampler, embed_images, embed_names, embed_texts
+from compress.batches import NameBank, Sampler, embed_images, embed_texts
 from compress.clip import Clip
 from compress.data.augment import Augment, replay
 from compress.errors import PocketclipError
 from compress.model import Block
-from compress.train import Training, autocast, fit, step_generator
+from compress.train import Training, autocast, bank_fits_checkpoints, fit, step_generator
 from compress.work import Work
 
 VERSION = 1
@@ -33,13 +33,9 @@ class Phase(BaseModel):
     """Share of the patches the image tower sees, drawn anew for each image."""
 
 
-class Config(BaseModel):
-    """Settings of the pretrain stage."""
+class Config(Training):
+    """Settings of the pretrain stage, beside those of the training loop."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    training: Training = Training()
-    """The loop: steps, batch size, optimiser, schedule."""
     phases: tuple[Phase, ...] = ()
     """Resolutions over time; empty means the model's own from the start."""
     augment: Augment = Augment()
@@ -47,7 +43,8 @@ class Config(BaseModel):
     bank_weight: float = Field(default=1.0, ge=0)
     """Weight of the cross entropy over the names of all training concepts; 0 costs nothing."""
     bank_every: int = Field(default=50, ge=1)
-    """Steps between refreshes of the bank's text embeddings."""
+    """Steps between refreshes of the bank's text embeddings; divides checkpoint_every, so that a
+    resumed run is exact."""
     bank_smoothing: float = Field(default=0.1, ge=0, lt=1)
     """Label smoothing over the bank."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
@@ -55,26 +52,28 @@ class Config(BaseModel):
     max_scale: float = Field(default=100.0, gt=0)
     """Upper limit of the learnt logit scale."""
 
+    @model_validator(mode="after")
+    def _resume_is_exact(self) -> "Config":
+        return bank_fits_checkpoints(self, self.bank_every)
+
 
 def run(work: Work, cfg: Config, out: Path) -> Work:
     """Train `work.clip` on the training pairs; continues from a checkpoint in `out`."""
     clip, sampler = work.clip, Sampler(work.data.pairs)
-    if cfg.bank_weight and work.data.pairs.concepts is None:
-        raise PocketclipError("pretrain.bank_weight: these shards name no concepts; set it to 0")
     _check_phases(cfg, clip)
     blocks = [block for block in clip.model.image.blocks if isinstance(block, Block)]
     for layer, block in enumerate(blocks):
         block.drop_path = cfg.drop_path * layer / max(1, len(blocks) - 1)
-    names = _names(sampler) if cfg.bank_weight else []
-    bank = Bank(clip, names, list(work.data.templates), cfg.bank_every)
+    names = sampler.names if cfg.bank_weight else []
+    bank = NameBank(clip, names, list(work.data.templates), cfg.bank_every)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = step_generator(work.seed, step)
-        indices, groups = sampler.draw(cfg.training.batch_size, generator)
+        indices, groups = sampler.draw(cfg.batch_size, generator)
         pixels, keep = _pixels(work, cfg, indices, step, generator)
         tokens = clip.tokenizer(sampler.captions(indices, generator))
         names_bank = bank.at(step)
-        with autocast(cfg.training):
+        with autocast(cfg):
             u = embed_images(clip.model.image, pixels, keep)
             v = embed_texts(clip.model.text, tokens)
         scale = clip.model.logit_scale.exp().clamp(max=cfg.max_scale)
@@ -86,35 +85,10 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
             loss = loss + cfg.bank_weight * extra
         return loss, figures
 
-    fit(clip.model, step_loss, cfg.training, work.seed, out)
-    return Work(
-        clip.with_model(clip.model, {"step": "pretrain", "data": work.data.digest}),
-        work.teacher,
-        work.data,
-        work.device,
-        work.seed,
+    fit(clip.model, step_loss, cfg, work.seed, out)
+    return replace(
+        work, clip=clip.with_model(clip.model, {"step": "pretrain", "data": work.data.digest})
     )
-
-
-class Bank:
-    """Text embeddings of all names, refreshed every few steps.
-
-    They are a function of the weights at the last refresh, so a resumed run, which starts at some
-    other step, refreshes at once: checkpoints must fall on refreshes for exact resume.
-    """
-
-    def __init__(self, clip: Clip, names: list[str], templates: list[str], every: int) -> None:
-        self.clip, self.names, self.templates, self.every = clip, names, templates, every
-        self.embeddings: Tensor | None = None
-
-    def at(self, step: int) -> Tensor:
-        """The bank for this step -> [C, E] unit embeddings without gradient."""
-        if not self.names:
-            return torch.zeros(0)
-        if self.embeddings is None or step % self.every == 0:
-            template = self.templates[step // self.every % len(self.templates)]
-            self.embeddings = embed_names(self.clip, self.names, [template])
-        return self.embeddings
 
 
 def _pixels(
@@ -123,7 +97,7 @@ def _pixels(
     """Augmented images of the batch and the patches to keep, for the phase this step is in."""
     vision = work.clip.model.config.vision
     full = Phase(until=1.0, image_size=vision.image_size)
-    done = step / cfg.training.steps
+    done = step / cfg.steps
     phase = next((p for p in cfg.phases if done < p.until), full)
     parameters = cfg.augment.draw(len(indices), generator)
     images = work.data.pairs.images[indices]
@@ -135,21 +109,11 @@ def _pixels(
     return pixels, order[:, : max(1, round(patches * phase.keep))]
 
 
-def _names(sampler: Sampler) -> list[str]:
-    """The English name of each training concept, in the sampler's order."""
-    return [sampler.pairs.names[members[0]] for members in sampler.members]
-
-
 def _check_phases(cfg: Config, clip: Clip) -> None:
-    patch: Any = clip.model.config.vision.patch_size
+    patch = clip.model.config.vision.patch_size
     for n, phase in enumerate(cfg.phases):
         if phase.image_size % patch:
             raise PocketclipError(
                 f"pretrain.phases[{n}].image_size: {phase.image_size} is no multiple of the patch "
                 f"size {patch}"
             )
-    if cfg.bank_weight and cfg.training.checkpoint_every % cfg.bank_every:
-        raise PocketclipError(
-            f"pretrain.training.checkpoint_every: {cfg.training.checkpoint_every} must be a "
-            f"multiple of bank_every ({cfg.bank_every}) for a resumed run to be exact"
-        )
