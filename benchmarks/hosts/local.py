@@ -1,0 +1,205 @@
+"""This machine as the place where artifacts are timed: one fresh process for each artifact.
+
+A `Worker` is a process that has loaded one tower of one bundle through its exporter's `load` and
+then waits; it runs queries only when told, so many workers can live while one runs.
+"""
+
+import gc
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.machine import allowed_cores
+from compress import plugin
+from compress.errors import PocketclipError
+from export import Unavailable
+
+# Imported once by the process that workers are forked from, so that a fresh worker costs
+# milliseconds instead of the seconds that importing torch takes.
+PRELOADED = ["torch", "numpy", "onnxruntime", "benchmarks.hosts.local"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One tower of one bundle, as one worker loads it."""
+
+    exporter: str
+    """File name in export/ whose `load` opens the folder."""
+    folder: Path
+    tower: str
+    """image or text."""
+    threads: int
+    inputs: NDArray[Any]
+    """Queries in rotation: pixels [Q, 3, H, W] float32 or tokens [Q, L] int32."""
+
+
+class Worker:
+    """A process with one tower loaded. Raises Unavailable where its runtime cannot run here."""
+
+    def __init__(self, artifact: Artifact, cores: list[int], timeout_seconds: float) -> None:
+        self.artifact, self.timeout_seconds = artifact, timeout_seconds
+        context = _context()
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, artifact, cores), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.opened: dict[str, Any] = self._answer("load")
+
+    def run(self, queries: int, seconds: float) -> NDArray[np.float64]:
+        """Milliseconds of each of up to `queries` queries, stopping after `seconds`."""
+        samples: NDArray[np.float64] = self._ask(("run", queries, seconds))
+        return samples
+
+    def peak_memory_bytes(self) -> int:
+        """Highest resident memory since before loading, less what stood before it."""
+        peak: int = self._ask(("peak",))
+        return peak
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join(timeout=5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _ask(self, question: tuple[Any, ...]) -> Any:
+        with suppress(BrokenPipeError):  # the process is gone: _answer finds out why
+            self._pipe.send(question)
+        return self._answer(question[0])
+
+    def _answer(self, question: str) -> Any:
+        """The worker's answer, its refusal raised here, or an error if it died or hangs."""
+        where = f"{self.artifact.folder.name} ({self.artifact.tower} tower)"
+        if not self._pipe.poll(self.timeout_seconds):
+            self._process.kill()
+            raise Unavailable(f"no answer to '{question}' in {self.timeout_seconds:.0f} s")
+        try:
+            kind, value = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            self._process.join(timeout=5)
+            code = self._process.exitcode
+            raise Unavailable(f"its process ended on '{question}' (exit code {code})") from None
+        if kind == "unavailable":
+            raise Unavailable(value)
+        if kind == "error":
+            raise PocketclipError(f"timing {where}: {value}")
+        return value
+
+
+def pick_cores(threads: int) -> list[int]:
+    """The cores that timed processes are pinned to: the last ones, as the first serve interrupts.
+
+    Raises PocketclipError where fewer cores are allowed than threads asked for.
+    """
+    cores = allowed_cores()
+    if threads > len(cores):
+        raise PocketclipError(
+            f"bench.threads: {threads} threads asked for, but only {len(cores)} cores are allowed"
+        )
+    return cores[-threads:]
+
+
+def _context() -> Any:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def _serve(pipe: Connection, artifact: Artifact, cores: list[int]) -> None:
+    """The life of a worker: load, answer until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; its pipe then closes
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    try:
+        tower = _Tower(artifact)
+    except Unavailable as reason:
+        return pipe.send(("unavailable", str(reason)))
+    except PocketclipError as error:
+        return pipe.send(("error", str(error)))
+    pipe.send(("opened", tower.opened))
+    gc.disable()
+    while True:
+        try:
+            question, *arguments = pipe.recv()
+        except EOFError:
+            return None
+        pipe.send(("ok", getattr(tower, question)(*arguments)))
+
+
+class _Tower:
+    """Inside the worker: the loaded tower, its queries, and the clock."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        import torch
+
+        torch.set_num_threads(artifact.threads)
+        exporter = plugin.find(plugin.EXPORTERS, artifact.exporter)
+        self._memory_before = _resident_bytes()
+        _forget_peak()
+        start = time.perf_counter_ns()
+        encoder = exporter.load(artifact.folder, threads=artifact.threads)
+        loaded = time.perf_counter_ns()
+        self._call = getattr(encoder, f"encode_{artifact.tower}")
+        rows = np.ascontiguousarray(artifact.inputs)
+        self._inputs = [torch.from_numpy(rows[i : i + 1].copy()) for i in range(len(rows))]
+        self._next = 0
+        first = self._one()
+        self.opened = {"load_ms": (loaded - start) / 1e6, "first_ms": first}
+
+    def _one(self) -> float:
+        query = self._inputs[self._next]
+        self._next = (self._next + 1) % len(self._inputs)
+        start = time.perf_counter_ns()
+        self._call(query)
+        return (time.perf_counter_ns() - start) / 1e6
+
+    def run(self, queries: int, seconds: float) -> NDArray[np.float64]:
+        samples: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(samples) < queries and (not samples or time.perf_counter() < end):
+            samples.append(self._one())
+        return np.array(samples)
+
+    def peak(self) -> int:
+        return max(0, _peak_bytes() - self._memory_before)
+
+
+def _status_bytes(field: str) -> int | None:
+    try:
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    found = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else None
+
+
+def _peak_bytes() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return _status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _resident_bytes() -> int:
+    return _status_bytes("VmRSS") or _peak_bytes()
+
+
+def _forget_peak() -> None:
+    """Start VmHWM anew, as a forked process inherits its parent's; only Linux can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
