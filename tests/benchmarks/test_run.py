@@ -1,6 +1,7 @@
 """A tiny run, measured: what stands in bench.json and summary.json, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -46,8 +47,18 @@ def small_run(folder):
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    out, recipe, work = small_run(tmp_path_factory.mktemp("small"))
+def small(tmp_path_factory):
+    return small_run(tmp_path_factory.mktemp("small"))
+
+
+def copied(small, folder):
+    out, recipe, work = small
+    return shutil.copytree(out, folder / "run"), recipe, work
+
+
+@pytest.fixture(scope="module")
+def measured(small, tmp_path_factory):
+    out, recipe, work = copied(small, tmp_path_factory.mktemp("measured"))
     run.bench(out, recipe, work)
     return out, json.loads((out / "bench.json").read_text())
 
@@ -127,8 +138,8 @@ def test_latency_without_accuracy_of_the_same_file_is_refused(measured):
         summary.summarise(bench, [])
 
 
-def test_changed_file_is_refused_before_anything_is_measured(tmp_path):
-    out, recipe, work = small_run(tmp_path)
+def test_changed_file_is_refused_before_anything_is_measured(small, tmp_path):
+    out, recipe, work = copied(small, tmp_path)
     with (out / "export/onnx/image.onnx").open("ab") as file:
         file.write(b"x")
     with pytest.raises(PocketclipError, match="has changed"):
@@ -136,8 +147,8 @@ def test_changed_file_is_refused_before_anything_is_measured(tmp_path):
     assert not (out / "bench.json").exists()
 
 
-def test_run_without_evaluation_data_times_nothing(tmp_path):
-    out, recipe, work = small_run(tmp_path)
+def test_run_without_evaluation_data_times_nothing(small, tmp_path):
+    out, recipe, work = copied(small, tmp_path)
     run.bench(out, recipe, replace(work, data=replace(work.data, evaluate={})))
     assert all(row["p50_ms"] is None for row in rows_of(out))
     assert {row["parity_worst_cosine"] is None for row in rows_of(out, target="onnx")} == {False}
