@@ -12,7 +12,7 @@ NAMED_BY = ("artifact", "target", "precision", "tower")
 class Gate(BaseModel):
     """A bound that rows of summary.json must keep; otherwise the run ends with exit code 1."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
     """Column of summary.json, such as top1, parity_worst_cosine, p50_ms, size_bytes."""

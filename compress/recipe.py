@@ -23,7 +23,7 @@ from compress.work import Data
 class DataSettings(BaseModel):
     """Which shards; paths and globs are relative to the recipe file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     train: tuple[str, ...] = ()
     """Shards to train on: .tar, .tar.gz, .tar.xz, globs, or folders of images with .txt files."""
@@ -57,7 +57,7 @@ class Step(BaseModel):
 class Recipe(BaseModel):
     """What to do with which model; see recipes/ for examples."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[\w][\w.-]*$")
     """Name of the run folder (runs/NAME) and of the model that comes out."""

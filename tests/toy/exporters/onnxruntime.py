@@ -15,7 +15,7 @@ VERSION = 1
 class Config(BaseModel):
     """Settings of the toy export."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     precision: Literal["fp32", "int8"] = "fp32"
     """Name of the number format."""

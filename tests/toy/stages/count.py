@@ -17,7 +17,7 @@ VERSION = 1
 class Config(BaseModel):
     """Settings of the count."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = 5
     """Steps to count."""

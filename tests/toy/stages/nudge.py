@@ -15,7 +15,7 @@ VERSION = 1
 class Config(BaseModel):
     """Settings of the nudge."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     amount: float = 0.5
     """Added to the logit scale, in log units."""

@@ -1,0 +1,52 @@
+# `make quickstart` for a first result, `make test` for every test; both set up what they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The set-up is repeated only when what it installs has changed.
+KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+CORE := $(VENV)/.core-$(KEY)
+DEV := $(VENV)/.dev-$(KEY)
+
+.PHONY: help quickstart test check format data teacher clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
+
+quickstart: $(CORE) ## compress the embedded teacher and write a report (about 15 minutes, no GPU)
+	$(BIN)/pocketclip run recipes/emoji/quickstart.yaml
+	@echo "Open $(CURDIR)/runs/quickstart/report.html"
+
+test: $(DEV) ## run every test
+	$(BIN)/python -m pytest
+
+check: $(DEV) ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEV) ## put the code in its format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+data: $(CORE) ## build the embedded shards again from their packages (needs npm and the network)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[data]'
+	$(BIN)/python recipes/emoji/build_data.py
+
+teacher: $(CORE) ## train the embedded teacher again (hours)
+	$(BIN)/pocketclip run recipes/emoji/teacher.yaml
+
+clean: ## remove the environment; run folders stay
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(CORE): | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(DEV): | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(CORE)

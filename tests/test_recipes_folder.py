@@ -1,0 +1,20 @@
+"""Every recipe that ships is free of mistakes and begins with the command that runs it."""
+
+from pathlib import Path
+
+import pytest
+
+from compress import recipe as recipes
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_recipe_has_no_mistakes(path: Path) -> None:
+    assert recipes.load(path).name
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_recipe_begins_with_its_command(path: Path) -> None:
+    assert path.read_text().startswith(f"# pocketclip run {path.relative_to(ROOT)}")
