@@ -3,8 +3,10 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import jsonschema
 import pytest
 from tiny import tiny_clip, tiny_data
 
@@ -159,3 +161,8 @@ def test_bundles_alone_are_timed_against_the_first(measured):
     rows = run.bench_bundles([out / run.BASELINE, out / "export" / "onnx"], QUICK)
     assert [row["tower"] for row in rows] == ["image", "text"] * 2
     assert rows[0]["speedup"] == 1.0 and rows[2]["speedup"] > 0
+
+
+def test_summary_follows_its_published_schema(measured):
+    schema = json.loads((Path(run.__file__).parent / "summary.schema.json").read_text())
+    jsonschema.validate(json.loads((measured[0] / "summary.json").read_text()), schema)

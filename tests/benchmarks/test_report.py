@@ -1,0 +1,196 @@
+"""The report of fabricated figures: what it says, that it stands alone, and that it is escaped."""
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+import benchmarks
+from benchmarks import latency, machine, report, summary
+from benchmarks.hosts.local import Artifact
+from benchmarks.latency import Config, Timing
+from compress.errors import PocketclipError
+
+ARTIFACTS = (  # artifact, target, precision, path, top1, ms of the image tower, bytes of it
+    ("teacher", "torch", "fp32", "teacher", 0.6, None, 20_000_000),
+    ("student", "torch", "fp32", "01-distill", 0.55, None, 4_000_000),
+    ("teacher", "onnxruntime", "fp32", "teacher/onnxruntime-fp32", 0.6, 8.0, 20_000_000),
+    ("student", "onnx", "fp32", "export/onnx", 0.55, 2.0, 4_000_000),
+    ("student", "onnxruntime", "int8", "export/onnxruntime-int8", 0.54, 1.0, 1_000_000),
+)
+
+
+def accuracy(top1):
+    names = [name for name in summary.METRICS if "cosine" not in name]
+    figures = dict.fromkeys(names, top1)
+    return {**figures, **{f"{name}_ci95": [top1 - 0.03, top1 + 0.03] for name in names}}
+
+
+def timing(path, tower, milliseconds):
+    made = Timing(Artifact("onnx", Path(path), tower, 1, np.zeros(1)), [0])
+    made.rounds = [np.full(20, milliseconds)] * 8
+    made.opened, made.warmups, made.peaks = [{"load_ms": 9, "first_ms": 3}], [], [1000]
+    return made
+
+
+def fabricated():
+    """What `benchmarks.run` would have measured, figures set by hand."""
+    rows, timings, baselines = [], [], {}
+    for artifact, target, precision, path, top1, milliseconds, size in ARTIFACTS:
+        for tower, scale in (("image", 1.0), ("text", 0.5)):
+            row = {"artifact": artifact, "target": target, "precision": precision, "path": path}
+            row |= {"tower": tower, "executed": True, "size_bytes": int(size * scale)}
+            row |= {"sha256": f"{len(rows):064x}", "num_params": size // 4, "unavailable": None}
+            row |= {"num_embedding_params": 0, "parity_worst_cosine": 0.999}
+            rows.append({**row, "accuracy": {"styles": accuracy(top1), "val": accuracy(top1)}})
+            if milliseconds:
+                made = timing(path, tower, milliseconds * scale)
+                baseline = baselines.setdefault(tower, made)
+                figures = latency.summarise(made, Config(), baseline)
+                about = {key: rows[-1][key] for key in ("path", "tower", "sha256")}
+                timings.append({**about, "threads": 1, **figures})
+    return {
+        "name": "<b>tiny</b>",
+        "date": "2026-11-21T10:00:00+00:00",
+        "recipe_sha256": "0" * 64,
+        "headline_split": "styles",
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "settings": {
+            "bench": Config().model_dump(mode="json"),
+            "evaluate": {"resamples": 1000},
+            "templates": ["{}"],
+        },
+        "seconds": {"bench: latency": 20.0},
+        "artifacts": rows,
+        "stages": [{"folder": "00-inherit", "accuracy": accuracy(0.1)}],
+        "timings": timings,
+        "disturbance": {"load_before": [1], "load_after": [1], "cores_busy": 1.1, "stolen": 0.0},
+        "examples": {
+            "path": "export/onnxruntime-int8",
+            "counts": {"both": 5, "teacher_only": 3, "student_only": 1, "neither": 1},
+            "pictures": [
+                {"png": "AAAA", "name": "sun & moon", "teacher": ["a"] * 3, "student": ["b"] * 3}
+            ],
+        },
+    }
+
+
+def reported(folder, bench):
+    steps = [{"folder": "01-distill", "seconds": 100}]
+    (folder / "summary.json").write_text(json.dumps(summary.summarise(bench, steps)))
+    (folder / "bench.json").write_text(json.dumps(bench))
+    for name in ("00-inherit", "01-distill"):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "metrics.json").write_text('{"num_params": 5000000}')
+    lines = [json.dumps({"step": n, "loss": 4 / (n + 1)}) for n in range(50)]
+    (folder / "01-distill" / "log.jsonl").write_text("\n".join(lines))
+    report.write(folder)
+    return (folder / "report.html").read_text(), (folder / "report.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    return reported(tmp_path_factory.mktemp("run"), fabricated())
+
+
+def test_verdict_says_speed_size_and_accuracy_of_the_fastest_student(pages):
+    said = "Student, ONNX Runtime int8: 8.0× faster, 20.0× smaller and keeps 90 % of the teacher"
+    assert all(said in page for page in pages)
+
+
+def test_slower_and_larger_are_called_so(tmp_path):
+    bench = fabricated()
+    bench["timings"] = [t for t in bench["timings"] if t["path"] != "export/onnx"]
+    for row in (r for r in bench["timings"] if r["path"] == "export/onnxruntime-int8"):
+        row["speedup"] = 0.5
+    for row in (r for r in bench["artifacts"] if r["path"] == "export/onnxruntime-int8"):
+        row["size_bytes"] = 60_000_000
+    assert "2.0× slower, 4.0× larger and keeps" in reported(tmp_path, bench)[1]
+
+
+def test_page_asks_for_nothing_from_outside(pages):
+    html = pages[0]
+    assert not re.findall(r"""(?:src|href)=["'](?:https?:)?//""", html)
+    assert "@import" not in html and "url(" not in html
+    assert "prefers-color-scheme: dark" in html and 'id="theme"' in html
+
+
+def test_text_from_outside_is_escaped(pages):
+    assert "<b>tiny</b>" not in pages[0] and "&lt;b&gt;tiny" in pages[0]
+    assert "sun &amp; moon" in pages[0]
+
+
+def test_every_artifact_split_and_stage_is_shown(pages):
+    html, markdown = pages
+    for name in ("Teacher · PyTorch fp32", "Student · ONNX fp32", "Student · ONNX Runtime int8"):
+        assert name in html and name in markdown
+    assert "styles" in html and "val" in html
+    assert "1. Teacher" in html and "2. Inherit" in html and "3. Distill" in html
+    assert html.count("<polyline") == 3  # two frontiers, one loss curve
+
+
+def test_quiet_machine_gives_no_warning_and_a_busy_one_does(pages, tmp_path):
+    assert "with care" not in pages[0]
+    bench = fabricated()
+    bench["disturbance"]["cores_busy"] = 1.9
+    bench["timings"][-1] |= {"p50_ms_ci95": [0.4, 0.6], "drift": 1.3, "enough_queries": False}
+    html = reported(tmp_path, bench)[0]
+    for words in ("0.9 cores busy", "±20 %", "drifted by 30 %", "fewer queries than asked"):
+        assert words in html
+
+
+def test_unavailable_target_is_shown_with_its_reason(tmp_path):
+    bench = fabricated()
+    for row in bench["artifacts"][-2:]:
+        row |= {"unavailable": "Core ML predicts on macOS only", "sha256": None, "accuracy": {}}
+    bench["timings"] = bench["timings"][:-2]
+    html, markdown = reported(tmp_path, bench)
+    assert "Not available here: Core ML predicts on macOS only" in html
+    assert "not available here: Core ML predicts on macOS only" in markdown
+
+
+def test_run_without_evaluation_data_still_has_a_report(tmp_path):
+    bench = fabricated() | {"timings": [], "examples": {}, "stages": [], "headline_split": None}
+    for row in bench["artifacts"]:
+        row["accuracy"] = {}
+    bench["disturbance"] = {}
+    html, _ = reported(tmp_path, bench)
+    assert "3 bundles written; nothing was timed, as the run has no evaluation data" in html
+
+
+def test_run_without_stages_speaks_of_the_exported_model(tmp_path):
+    bench = fabricated() | {"stages": [], "examples": {}}
+    bench["artifacts"] = [r for r in bench["artifacts"] if r["path"] != "01-distill"]
+    for row in bench["artifacts"]:
+        row["artifact"] = "teacher"
+    html, _ = reported(tmp_path, bench)
+    assert "Teacher, ONNX Runtime int8: 8.0× faster" in html
+
+
+@pytest.mark.parametrize("content, words", [(None, "no such file"), ("{", "damaged")])
+def test_missing_or_damaged_figures_are_named(tmp_path, content, words):
+    if content:
+        (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(PocketclipError, match=rf"summary\.json: {words}"):
+        report.write(tmp_path)
+
+
+def schema():
+    return json.loads((Path(benchmarks.__file__).parent / "summary.schema.json").read_text())
+
+
+def test_summary_follows_its_published_schema(tmp_path):
+    reported(tmp_path, fabricated())
+    jsonschema.validate(json.loads((tmp_path / "summary.json").read_text()), schema())
+
+
+def test_schema_refuses_percents_and_unknown_keys(tmp_path):
+    table = summary.summarise(fabricated(), [])
+    for change in ({"top1": 54.0}, {"latency": 3}):
+        broken = {**table, "rows": [{**table["rows"][0], **change}]}
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, schema())
