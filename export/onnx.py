@@ -16,6 +16,7 @@ from compress.clip import Clip
 from compress.errors import GateFailed
 from export import Unavailable, _bundle
 
+VERSION = 1
 REQUIRES = ""
 
 # One protobuf message holds 2 GB; larger weights go to a file beside the graph.
@@ -25,13 +26,13 @@ EMBED_LIMIT_BYTES = 1_900_000_000
 class Config(BaseModel):
     """Settings of the portable graph."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    batch: int = Field(1, ge=1)
+    batch: int = Field(default=1, ge=1)
     """Images or texts per call, fixed in the graph; 1 is fastest on phones."""
-    opset: int = Field(20, ge=20, le=23)
+    opset: int = Field(default=20, ge=20, le=23)
     """ONNX operator set; 20 is the first with Gelu, 23 needs runtimes of 2025 or later."""
-    min_cosine: float = Field(0.9999, ge=-1, le=1)
+    min_cosine: float = Field(default=0.9999, ge=-1, le=1)
     """Parity gate: the worst cosine to the torch model that either tower may show."""
 
 

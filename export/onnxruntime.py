@@ -1,0 +1,97 @@
+"""ONNX Runtime on CPUs: the portable graph in float32, or rewritten for its int8 operators."""
+
+import json
+import platform
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from compress.clip import Clip
+from export import _bundle
+from export import onnx as portable
+
+VERSION = 1
+REQUIRES = ""
+
+MIN_COSINE = {"fp32": 0.9999, "int8": 0.98}
+
+
+class Config(BaseModel):
+    """Settings of the ONNX Runtime files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    precision: Literal["fp32", "int8"] = "fp32"
+    """fp32: the portable graph. int8: weights, patch projection and token table in 8 bits (one
+    scale per column, per row for the table), activations quantized as they come."""
+    batch: int = Field(default=1, ge=1)
+    """Images or texts per call, fixed in the graph."""
+    reduce_range: bool = False
+    """int8 with 7-bit weights, for x86 CPUs without VNNI, where 8-bit sums overflow."""
+    min_cosine: float | None = Field(default=None, ge=-1, le=1)
+    """Parity gate, worst cosine to the torch model; None: 0.9999 for fp32, 0.98 for int8."""
+
+
+def write(clip: Clip, cfg: Config, out: Path) -> None:
+    """Export both towers as a whole bundle at `out`.
+
+    Raises GateFailed if the files disagree with the torch model; nothing is left at `out` then.
+    """
+    from export import _int8
+
+    limit = _int8.REDUCED_RANGE if cfg.reduce_range else _int8.FULL_RANGE
+    with _bundle.writing(clip, out, spec(cfg)) as folder:
+        for tower in _bundle.TOWERS:
+            graph = portable.graph(clip, tower, cfg.batch, portable.Config().opset)
+            if cfg.precision == "int8":
+                graph = _int8.rewrite(graph, limit)
+            portable.save(graph, folder / f"{tower}.onnx")
+
+
+def load(folder: Path, device: str = "cpu", threads: int | None = None) -> portable.OrtEncoder:
+    """Open a bundle in ONNX Runtime; `threads` None leaves the choice to it.
+
+    Warns where this CPU's 8-bit sums can overflow with the bundle's weights.
+    """
+    folder = Path(folder)
+    if _full_range_int8(folder / "bundle.json") and saturates(machine_flags()):
+        warnings.warn(
+            f"{folder}: this CPU has no VNNI, its 8-bit sums can overflow with these weights; "
+            "check with `pocketclip verify`, or export with reduce_range: true",
+            stacklevel=2,
+        )
+    return portable.OrtEncoder(folder, device, threads)
+
+
+def spec(cfg: Config) -> _bundle.Spec:
+    """What the bundle's pages say of this target."""
+    gate = MIN_COSINE[cfg.precision] if cfg.min_cosine is None else cfg.min_cosine
+    runtime = portable.runtime(portable.Config())
+    if cfg.precision == "int8":
+        runtime["weight_bits"] = 7 if cfg.reduce_range else 8
+    return _bundle.Spec(
+        "onnxruntime", cfg.precision, "onnx", cfg.batch, gate, load, portable.USAGE, runtime
+    )
+
+
+def saturates(flags: set[str] | None) -> bool:
+    """Whether a CPU with these flags adds u8 * s8 products in 16 bits; None is not x86."""
+    return flags is not None and not flags & {"avx512_vnni", "avx_vnni", "avx_vnni_int8"}
+
+
+def machine_flags() -> set[str] | None:
+    """Flags of this x86 CPU as Linux names them; None elsewhere, where nothing is known."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.machine() not in ("x86_64", "AMD64") or not cpuinfo.exists():
+        return None
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def _full_range_int8(path: Path) -> bool:
+    if not path.exists():
+        return False
+    runtime: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["runtime"]
+    return runtime.get("weight_bits") == 8

@@ -1,0 +1,121 @@
+"""ONNX Runtime bundles: precisions, sizes, the warning for CPUs whose sums overflow."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import pytest
+from tiny import tiny_clip
+
+from compress.clip import Clip
+from compress.errors import GateFailed
+from export import Unavailable, _bundle
+from export import onnx as portable
+from export import onnxruntime as exporter
+from export._verify import verify
+
+CHECKER = Path(__file__).parents[2] / "../shared/tools/check_bundle.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _trace_once() -> Iterator[None]:
+    """Torch needs seconds to trace a tower; equal models are traced once for all tests here."""
+    traced, trace = {}, portable.graph
+
+    def graph(clip: Clip, tower: str, batch: int, opset: int) -> onnx.ModelProto:
+        key = (_bundle.embedding_space(clip), tower, batch, opset)
+        if key not in traced:
+            traced[key] = trace(clip, tower, batch, opset)
+        return traced[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(portable, "graph", graph)
+        yield
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / f"onnxruntime-{request.param}"
+    exporter.write(tiny_clip(), exporter.Config(precision=request.param), folder)
+    return folder
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "bundle.json").read_text())
+
+
+def test_bundle_meets_its_goldens_and_says_what_it_is(bundle: Path) -> None:
+    assert min(verify(bundle).values()) > 0.99
+    description = read(bundle)
+    assert (description["target"], description["precision"]) == (
+        "onnxruntime",
+        bundle.name.split("-")[1],
+    )
+    for tower in ("image", "text"):
+        figures = description["parity"][tower]
+        assert exporter.MIN_COSINE[description["precision"]] <= figures["worst_cosine"]
+        assert figures["worst_cosine"] <= figures["p1_cosine"] <= 1 + 1e-9
+
+
+@pytest.mark.skipif(not CHECKER.exists(), reason="the independent reader is not in this checkout")
+def test_an_independent_reader_accepts_the_bundle(bundle: Path) -> None:
+    done = subprocess.run([sys.executable, CHECKER, bundle], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_readme_code_runs(bundle: Path) -> None:
+    code = (bundle / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", code], cwd=bundle, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("%") == 3
+
+
+def test_int8_files_are_a_fraction_of_fp32(tmp_path: Path) -> None:
+    clip = tiny_clip(width=128, embed_dim=64)
+    sizes = {}
+    for precision in ("fp32", "int8"):
+        exporter.write(clip, exporter.Config(precision=precision), tmp_path / precision)
+        sizes[precision] = sum(p.stat().st_size for p in (tmp_path / precision).glob("*.onnx"))
+    assert sizes["int8"] < 0.32 * sizes["fp32"]
+
+
+def test_a_gate_above_what_int8_reaches_is_reported_with_figures(tmp_path: Path) -> None:
+    strict = exporter.Config(precision="int8", min_cosine=0.999999)
+    with pytest.raises(GateFailed, match="onnxruntime int8, image tower: worst cosine"):
+        exporter.write(tiny_clip(), strict, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_range_weights_warn_on_a_cpu_without_vnni(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(exporter, "machine_flags", lambda: {"avx2", "avx512f"})
+    exporter.load(bundle, threads=1)
+    assert any("reduce_range" in str(w.message) for w in recwarn) == bundle.name.endswith("int8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "overflow"),
+    [({"avx2"}, True), ({"avx2", "avx_vnni"}, False), ({"avx512_vnni"}, False), (None, False)],
+)
+def test_only_x86_without_vnni_overflows(flags: set[str] | None, overflow: bool) -> None:
+    assert exporter.saturates(flags) == overflow
+
+
+def test_reduced_range_is_recorded_and_does_not_warn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    config = exporter.Config(precision="int8", reduce_range=True)
+    exporter.write(tiny_clip(), config, tmp_path / "out")
+    assert read(tmp_path / "out")["runtime"]["weight_bits"] == 7
+    monkeypatch.setattr(exporter, "machine_flags", lambda: {"avx2"})
+    exporter.load(tmp_path / "out", threads=1)
+    assert not any("reduce_range" in str(w.message) for w in recwarn)
+
+
+def test_a_device_this_runtime_lacks_is_unavailable(bundle: Path) -> None:
+    with pytest.raises(Unavailable, match="tpu"):
+        exporter.load(bundle, device="tpu")
