@@ -2,9 +2,9 @@
 
 `tokenizer.json` gives the ids of a cleaned text without start and end marks. The contract says how
 text is cleaned before, how long a text may be, which marks stand around it and what pads it.
-Any language can read both. open_clip also repairs mis-decoded text (ftfy) and HTML entities
-before it tokenizes; that cannot be written down in a page, so it isn't part of the contract: text
-that ftfy leaves alone gets the same ids, `&amp;` does not.
+Any language can read both. open_clip also guesses at mis-decoded text (ftfy) and at HTML entities
+before it tokenizes; that cannot be written down in a page, so it isn't part of the contract: sound
+text gets the same ids, `&amp;` and `cafÃ©` do not.
 """
 
 from collections.abc import Mapping, Sequence

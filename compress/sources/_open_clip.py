@@ -4,6 +4,7 @@ open_clip's modules are never built: structure comes from its JSON config, weigh
 checkpoint, and nothing but tensors is read from a file.
 """
 
+import functools
 import json
 import pickle
 import re
@@ -11,7 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
+from tokenizers import Regex, normalizers
 from torch import Tensor
 
 from compress import clip
@@ -236,24 +239,54 @@ def tokenizer(text_cfg: Mapping[str, Any], folder: Path | None, source: Path | s
 
 def openai_tokenizer(context_length: int = 77, lowercase: bool = True) -> Tokenizer:
     """The tokenizer of OpenAI's CLIP, from the merges that open_clip carries."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    theirs = SimpleTokenizer(context_length=context_length)
-    merges = sorted(theirs.bpe_ranks, key=theirs.bpe_ranks.__getitem__)
-    special = [theirs.decoder[token] for token in theirs.all_special_ids]
+    file, start_id, end_id = _openai_file()
     contract = TokenizerContract(
         lowercase=lowercase,
         context_length=context_length,
-        start_id=theirs.sot_token_id,
-        end_id=theirs.eot_token_id,
+        start_id=start_id,
+        end_id=end_id,
         pad_id=0,
     )
-    return Tokenizer(byte_pairs(theirs.encoder, merges, special), contract)
+    return Tokenizer(file, contract)
+
+
+@functools.cache
+def _openai_file() -> tuple[tokenizers.Tokenizer, int, int]:
+    """OpenAI's vocabulary as a tokenizer file, its start and its end id."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    theirs = SimpleTokenizer()
+    merges = sorted(theirs.bpe_ranks, key=theirs.bpe_ranks.__getitem__)
+    special = [theirs.decoder[token] for token in theirs.all_special_ids]
+    file = repairing(byte_pairs(theirs.encoder, merges, special))
+    return file, theirs.sot_token_id, theirs.eot_token_id
+
+
+def repairing(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same tokenizer after those repairs of ftfy that work character by character.
+
+    Ligatures, full-width forms, curly quotes, control characters and composed accents: what
+    open_clip's cleanup changes in sound text, most of all in Chinese punctuation.
+    """
+    from ftfy import chardata
+
+    spelled = {**chardata.LIGATURES, **chardata.WIDTH_MAP}
+    controls = "".join(chr(code) for code in chardata.CONTROL_CHARS)
+    steps = [normalizers.Replace(chr(code), str(text)) for code, text in spelled.items()]
+    steps += [
+        normalizers.Replace(Regex(chardata.SINGLE_QUOTE_RE.pattern), "'"),
+        normalizers.Replace(Regex(chardata.DOUBLE_QUOTE_RE.pattern), '"'),
+        normalizers.Replace(Regex(f"[{re.escape(controls)}]"), ""),
+        normalizers.NFC(),
+    ]
+    own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+    tokenizer.normalizer = normalizers.Sequence([*steps, *own])
+    return tokenizer
 
 
 def _own_tokenizer(folder: Path, context_length: int, lowercase: bool) -> Tokenizer:
     """tokenizer.json and the padding that tokenizer_config.json names."""
-    file = read(folder / "tokenizer.json")
+    file = repairing(read(folder / "tokenizer.json"))
     start_id, end_id = marks(file)
     if end_id is None:
         raise PocketclipError(f"{folder}: not supported yet: a tokenizer without an end mark")
