@@ -1,5 +1,6 @@
 """The `pocketclip` command: a verb reads its arguments, calls one function, prints the result."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +27,7 @@ RecipeFile = Annotated[
 ]
 ModelName = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A model folder, a bundle, or open_clip:NAME/PRETRAINED."),
+    typer.Argument(metavar="MODEL", help="A model folder, or open_clip:NAME/PRETRAINED."),
 ]
 Out = Annotated[Path | None, typer.Option(help="The run folder [default: runs/NAME]")]
 Overrides = Annotated[
@@ -79,11 +80,19 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def inspect(model: ModelName) -> None:
+def inspect(
+    model: ModelName,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+) -> None:
     """Describe a model: towers, parameters, preprocessing, tokenizer, licence, provenance."""
     from compress import inspect as inspecting
+    from compress import plugin
 
-    console.print(inspecting.describe(model))
+    facts = inspecting.describe(plugin.source(model, Path.cwd()))
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        console.print(inspecting.render(facts))
 
 
 @app.command("eval")
