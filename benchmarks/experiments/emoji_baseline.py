@@ -10,11 +10,11 @@ The weight of the thumbnail is chosen on val, not on the held-out style.
 
 import argparse
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import skimage
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.feature import hog
@@ -139,7 +139,7 @@ def main() -> None:
         "command": "python -m benchmarks.experiments.emoji_baseline",
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.describe(),
-        "versions": machine.versions() | {"scikit-image": skimage.__version__},
+        "versions": machine.versions() | {"scikit-image": version("scikit-image")},
         "seeds": [SEED],
         "rows": rows,
         "claims": claims(rows),

@@ -91,6 +91,17 @@ def test_notice_names_every_source(splits) -> None:
         assert text in notice
 
 
+def test_clipart_is_apart_and_public_domain(splits) -> None:
+    clipart = list(read_samples([DATA / "clipart.tar.xz"]))
+    notice = (DATA / "NOTICE").read_text(encoding="utf-8")
+    assert len(clipart) > 1000 and not concepts(clipart) & concepts(splits["train"])
+    for sample in clipart:
+        assert (sample.license, sample.style) == ("CC-PDDC", "openclipart"), sample.key
+        assert sample.concept.startswith("clipart:") and sample.image.size == (64, 64), sample.key
+        assert sample.source.removeprefix("deb:").split("#")[0] in notice, sample.key
+        assert sample.captions[0] == sample.name, sample.key
+
+
 def test_classes_are_distinct_and_cover_every_image(splits, classes) -> None:
     names = {entry["concept"]: entry["name"] for entry in classes}
     assert len(names) == len(classes) == len(set(names.values())) == 1914
