@@ -277,10 +277,9 @@ def repairing(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
         normalizers.Replace(Regex(chardata.SINGLE_QUOTE_RE.pattern), "'"),
         normalizers.Replace(Regex(chardata.DOUBLE_QUOTE_RE.pattern), '"'),
         normalizers.Replace(Regex(f"[{re.escape(controls)}]"), ""),
-        normalizers.NFC(),
     ]
     own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
-    tokenizer.normalizer = normalizers.Sequence([*steps, *own])
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.NFC(), *own])
     return tokenizer
 
 
