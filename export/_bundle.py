@@ -51,6 +51,10 @@ class Spec:
     usage: str
     """Python for the README: defines `open_tower(tower)` -> function(array) -> embedding."""
     runtime: dict[str, Any] = field(default_factory=dict)
+    file: str | None = None
+    """The one file that holds both towers, where a format has no file for each."""
+    requirements: str = "onnxruntime"
+    """What `usage` imports, as pip names it."""
 
 
 @contextlib.contextmanager
@@ -60,13 +64,15 @@ def writing(clip: Clip, out: Path, spec: Spec) -> Iterator[Path]:
     Raises GateFailed if the files fall short of `spec.min_cosine`; `out` stays as it was then.
     """
     with atomic.folder(Path(out)) as folder:
-        yield folder
         clip.tokenizer.save(folder)
+        yield folder
         encoder = spec.load(folder)
         parity = _parity.check(clip, encoder, spec.min_cosine, f"{spec.target} {spec.precision}")
         write_goldens(clip, encoder, folder / "golden")
         bundle = describe(clip, spec) | {"parity": parity}
-        (folder / "README.md").write_text(_readme.text(bundle, spec.usage), encoding="utf-8")
+        (folder / "README.md").write_text(
+            _readme.text(bundle, spec.usage, spec.requirements), encoding="utf-8"
+        )
         write_description(folder, bundle)
 
 
@@ -99,7 +105,7 @@ def describe(clip: Clip, spec: Spec) -> dict[str, Any]:
 def tower_entry(tower: str, spec: Spec, shape: list[int], clip: Clip) -> dict[str, Any]:
     """File, input and output of one tower; `shape` is that of one input."""
     return {
-        "file": f"{tower}.{spec.extension}",
+        "file": spec.file or f"{tower}.{spec.extension}",
         "input": {"name": INPUTS[tower], "dtype": DTYPES[tower], "shape": [spec.batch, *shape]},
         "output": {
             "name": OUTPUTS[tower],

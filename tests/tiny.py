@@ -24,6 +24,8 @@ def tiny_tokenizer(context_length: int = 16) -> Tokenizer:
     """One id per byte (1..256), no merges; the end-of-text id is the highest, as CLIP's is."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<pad>": PAD, **{letter: n + 1 for n, letter in enumerate(letters)}}
+    vocabulary |= {f"<unused{n}>": n for n in range(len(vocabulary), START)}
+    vocabulary |= {"<start>": START, "<end>": END}
     raw = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     contract = TokenizerContract(

@@ -179,6 +179,26 @@ def _our_name(name: str) -> str:
     return f"{tower}.blocks.{inside[2]}.{INSIDE_BLOCKS[inside[3]]}.{inside[4]}"
 
 
+def their_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The way back: our state dict under open_clip's names and in its orientation."""
+    outside = {ours: theirs for theirs, ours in OUTSIDE_BLOCKS.items()}
+    inside = {ours: theirs for theirs, ours in INSIDE_BLOCKS.items()}
+    theirs = {}
+    for name, tensor in state.items():
+        parts = name.split(".")
+        if len(parts) > 2 and parts[1] == "blocks":
+            module, kind = ".".join(parts[3:-1]), parts[-1]
+            prefix = "visual." if parts[0] == "image" else ""
+            joint = "_" if module == "attention.qkv" else "."
+            name = f"{prefix}transformer.resblocks.{parts[2]}.{inside[module]}{joint}{kind}"
+        elif name.endswith("projection.weight"):
+            name, tensor = outside[name], tensor.T
+        else:
+            name = outside.get(name, name)
+        theirs[name] = tensor
+    return theirs
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint, as float32; a pickle that holds anything else is refused."""
     if path.suffix == ".safetensors":
