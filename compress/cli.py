@@ -135,10 +135,12 @@ def bench(
     from benchmarks import run as benchmarking
 
     cfg = benchmarking.Config(threads=(threads,))
-    table = Table("bundle", "tower", "p50 ms", "p90 ms", "size MB", box=None, pad_edge=False)
+    table = Table("bundle", "tower", "p50 ms", "p90 ms", "speed-up", "MB", box=None, pad_edge=False)
     for row in benchmarking.bench_bundles(bundles, cfg):
-        figures = [f"{row['p50_ms']:.2f}", f"{row['p90_ms']:.2f}", f"{row['size_bytes'] / 1e6:.2f}"]
-        table.add_row(row["path"], row["tower"], *figures)
+        figures = ["", "", row.get("unavailable", "")]
+        if "p50_ms" in row:
+            figures = [f"{row['p50_ms']:.2f}", f"{row['p90_ms']:.2f}", f"{row['speedup']:.2f}"]
+        table.add_row(row["path"], row["tower"], *figures, f"{row['size_bytes'] / 1e6:.2f}")
     console.print(table)
 
 

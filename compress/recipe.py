@@ -210,8 +210,11 @@ def _check_data(data: DataSettings, base: Path, problems: Problems) -> None:
 
 
 def _check_model(model: Any, base: Path, problems: Problems) -> None:
-    if isinstance(model, str) and plugin.split_source(model)[0] == "folder":
-        _check_file(("model",), model, base, problems)
+    """A model that is a path must be there; a model by name is looked up when it is opened."""
+    if isinstance(model, str):
+        kind, argument = plugin.split_source(model)
+        if kind in ("folder", "new"):
+            _check_file(("model",), argument, base, problems)
 
 
 def _check_file(place: Place, path: str, base: Path, problems: Problems) -> None:
