@@ -37,13 +37,25 @@ bench:
 """
 
 
+def write_recipe(folder: Path) -> Path:
+    """A recipe over a tiny saved model and tiny data, with the stages and exporters that ship."""
+    tiny_data(folder)
+    compress.clip.save(tiny_clip(), folder / "model")
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
 @pytest.fixture
 def recipe_file(tmp_path: Path) -> Path:
-    """A recipe over a tiny saved model and tiny data, with the stages and exporters that ship."""
-    tiny_data(tmp_path)
-    compress.clip.save(tiny_clip(), tmp_path / "model")
-    path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE)
+    return write_recipe(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of a run that is done, beside its folder `run`; not to be changed."""
+    path = write_recipe(tmp_path_factory.mktemp("finished"))
+    run(path)
     return path
 
 
@@ -53,9 +65,8 @@ def run(recipe: Path, *overrides: str) -> list[str]:
     return said
 
 
-def test_recipe_becomes_bundles_figures_and_a_report(recipe_file: Path) -> None:
-    run(recipe_file)
-    out = recipe_file.parent / "run"
+def test_recipe_becomes_bundles_figures_and_a_report(finished: Path) -> None:
+    out = finished.parent / "run"
     rows = json.loads((out / "summary.json").read_text())["rows"]
     found = {(row["artifact"], row["target"], row["precision"], row["tower"]) for row in rows}
     assert ("teacher", "onnxruntime", "fp32", "image") in found
@@ -71,12 +82,11 @@ def test_recipe_becomes_bundles_figures_and_a_report(recipe_file: Path) -> None:
     for target in ("onnx", "onnxruntime-int8"):
         bundle = json.loads((out / "export" / target / "bundle.json").read_text())
         assert [step["step"] for step in bundle["provenance"]] == ["inherit", "distill"]
-    assert run(recipe_file)[-1].startswith("nothing to do")
+    assert run(finished)[-1].startswith("nothing to do")
 
 
-def test_exported_file_equals_the_model_of_the_last_stage(recipe_file: Path) -> None:
-    run(recipe_file)
-    out = recipe_file.parent / "run"
+def test_exported_file_equals_the_model_of_the_last_stage(finished: Path) -> None:
+    out = finished.parent / "run"
     clip = compress.clip.load(out / "01-distill")
     pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     exported = plugin.find(plugin.EXPORTERS, "onnx").load(out / "export" / "onnx")
@@ -85,15 +95,13 @@ def test_exported_file_equals_the_model_of_the_last_stage(recipe_file: Path) -> 
 
 
 def test_eval_reads_a_bundle_by_its_own_contracts(
-    recipe_file: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(recipe_file)
-    capsys.readouterr()
-    bundle = recipe_file.parent / "run" / "export" / "onnx"
-    cli.evaluate(str(bundle), recipe_file)
+    bundle = finished.parent / "run" / "export" / "onnx"
+    cli.evaluate(str(bundle), finished)
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     printed = {row[1]: float(row[2]) for row in table if row and row[0] == "val"}
-    summary = json.loads((recipe_file.parent / "run" / "summary.json").read_text())
+    summary = json.loads((finished.parent / "run" / "summary.json").read_text())
     [row] = [r for r in summary["rows"] if r["target"] == "onnx" and r["tower"] == "image"]
     assert printed["top1"] == pytest.approx(row["top1"], abs=1e-4)
 
