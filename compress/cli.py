@@ -1,6 +1,5 @@
 """The `pocketclip` command: a verb reads its arguments, calls one function, prints the result."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -82,15 +81,15 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
 @app.command()
 def inspect(
     model: ModelName,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Describe a model: towers, parameters, preprocessing, tokenizer, licence, provenance."""
+    """Describe a model: towers, parameters, multiply-adds, preprocessing, licence, provenance."""
     from compress import inspect as inspecting
     from compress import plugin
 
     facts = inspecting.describe(plugin.source(model, Path.cwd()))
     if as_json:
-        typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+        console.print_json(data=facts)
     else:
         console.print(inspecting.render(facts))
 
