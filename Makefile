@@ -33,8 +33,10 @@ data: $(CORE) ## build the embedded shards again from their packages (needs npm 
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[data]'
 	$(BIN)/python recipes/emoji/build_data.py
 
-teacher: $(CORE) ## train the embedded teacher again (hours)
+teacher: $(CORE) ## train the embedded teacher again (about 100 minutes)
 	$(BIN)/pocketclip run recipes/emoji/teacher.yaml
+	rm -rf recipes/emoji/teacher
+	cp -r runs/emoji-teacher/export/open_clip recipes/emoji/teacher
 
 clean: ## remove the environment; run folders stay
 	rm -rf $(VENV)

@@ -2,7 +2,7 @@
 
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def _run_stage(models: _Models, step: Step, parent: str, folder: Path) -> None:
     _seed(models.recipe.seed)
     started = time.perf_counter()
     work = plugin.find(plugin.STAGES, step.name).run(models.work(parent), step.config, folder)
-    models.put(work.clip, folder)
+    models.put(replace(work.clip, name=models.recipe.name), folder)
     weights = folder / "model.safetensors"
     metrics = {
         "num_params": sum(p.numel() for p in work.clip.model.parameters()),

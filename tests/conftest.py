@@ -13,7 +13,7 @@ from compress.clip import Clip
 from compress.work import Data, Work
 
 RECIPE = """\
-name: tiny
+name: small
 model: model
 data:
   train: [pictures]

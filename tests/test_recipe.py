@@ -58,9 +58,9 @@ def test_all_mistakes_come_together_with_line_place_and_suggestion(recipe_file: 
     [
         ("train: [pictures]", "train: [shards/*.tar]", "shards/*.tar: no file matches"),
         ("image_size: 32", "image_size: large", "data.image_size: input should be a valid integer"),
-        ("name: tiny", "seed: 1", "name: this key is required"),
-        ("name: tiny", "name: tiny\nname: two", "name: written twice"),
-        ("name: tiny", "name: ../up", "name: string should match"),
+        ("name: small", "seed: 1", "name: this key is required"),
+        ("name: small", "name: small\nname: two", "name: written twice"),
+        ("name: small", "name: ../up", "name: string should match"),
         ("- count: {steps: 3}", "- count: 3", "stages[1].count: input should be a valid dict"),
         ("- count: {steps: 3}", "- 3", "stages[1]: one `name: {settings}` is needed"),
         ("amount: 0.25", "words: none.txt", "stages[0].nudge.words: no such file"),

@@ -80,6 +80,7 @@ def test_stages_pass_the_model_on(recipe_file: Path) -> None:
     assert torch.isclose(student, teacher + 0.25)
     written = (out / "export" / "onnxruntime-int8" / "scale.txt").read_text()
     assert written == f"int8 {student.item():.4f}"
+    assert compress.clip.load(out / "01-count").name == "small"
     metrics = json.loads((out / "01-count" / "metrics.json").read_text())
     parameters = compress.clip.load(out / "01-count").model.parameters()
     assert metrics["num_params"] == sum(p.numel() for p in parameters)
