@@ -36,7 +36,7 @@ data: $(CORE) ## build the embedded shards again from their packages (needs npm 
 teacher: $(CORE) ## train the embedded teacher again (about 100 minutes)
 	$(BIN)/pocketclip run recipes/emoji/teacher.yaml
 	rm -rf recipes/emoji/teacher
-	cp -r runs/emoji-teacher/export/open_clip recipes/emoji/teacher
+	cp -r runs/emoji-teacher/export/open_clip-fp16 recipes/emoji/teacher
 
 clean: ## remove the environment; run folders stay
 	rm -rf $(VENV)

@@ -56,7 +56,7 @@ def test_all_mistakes_come_together_with_line_place_and_suggestion(recipe_file: 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("train: [pictures]", "train: [shards/*.tar]", "shards/*.tar: no file matches"),
+        ("train: [pictures]", "train: [shards/*.tar]", "shards/*.tar: no such shard or folder"),
         ("image_size: 32", "image_size: large", "data.image_size: input should be a valid integer"),
         ("name: small", "seed: 1", "name: this key is required"),
         ("name: small", "name: small\nname: two", "name: written twice"),
