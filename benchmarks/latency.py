@@ -51,7 +51,7 @@ class Config(BaseModel):
     """Queries at the start of each turn that are not counted: the caches are another's."""
     resamples: int = Field(default=500, ge=100)
     """Bootstrap resamples behind each 95 % interval."""
-    timeout_seconds: float = Field(default=180, gt=0)
+    timeout_seconds: float = Field(default=600, gt=0)
     """A process that does not answer for so long makes its row `unavailable`."""
     seed: int = 0
     """Draws the order within rounds and the bootstrap resamples."""
@@ -87,7 +87,9 @@ def measure(
     timings = [Timing(artifact, pick_cores(artifact.threads)) for artifact in artifacts]
     order = random.Random(cfg.seed)
     before = _busy()
-    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+    console = Console(stderr=True)
+    hidden = not progress or not console.is_terminal
+    with Progress(console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("latency", total=cfg.processes * cfg.rounds)
         for _ in range(cfg.processes):
             for _ in _session(timings, cfg, order):

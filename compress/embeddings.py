@@ -166,7 +166,8 @@ def embed(
     prompts = [template.format(name) for name in class_names for template in templates]
     texts = list(dict.fromkeys([*prompts, *(c for split in read for c in split.captions)]))
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not progress) as bar:
+    hidden = not progress or not console.is_terminal
+    with Progress(console=console, transient=True, disable=hidden) as bar:
         total = len(texts) + sum(len(split.indices) for split in read)
         task = bar.add_task(title, total=total)
 
