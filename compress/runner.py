@@ -45,16 +45,18 @@ def run(recipe: Recipe, out: Path, say: Say) -> None:
         decided = _decide(jobs(recipe, out), manifest)
         _retire([job.folder for job, _ in decided], out, say)
         manifest.forget([job for job, why in decided if why])
-        for job, why in decided:
+        ran: set[str] = set()
+        for job, decision in decided:
+            # Again, because an export that was unavailable may have become available.
+            why = decision or manifest.why(job, ran)
             if why is None:
                 say(f"{job.folder}: up to date")
                 continue
-            with _recorded(job, manifest, why, say) as folder:
+            with _recorded(job, manifest, ran, why, say) as folder:
                 job.action(folder)
-        done = all(why in (None, "was unavailable") for _, why in decided)
-        if not done or not (out / "report.html").exists():
+        if ran or not (out / "report.html").exists():
             benchmarks.report.write(out)
-        say(f"{'nothing to do' if done else 'report'}: {out / 'report.html'}")
+        say(f"{'report' if ran else 'nothing to do'}: {out / 'report.html'}")
         check_gates(recipe.gates, json.loads((out / "summary.json").read_text())["rows"])
 
 
@@ -91,7 +93,7 @@ def _retire(planned: list[str], out: Path, say: Say) -> None:
 
 
 @contextlib.contextmanager
-def _recorded(job: Job, manifest: Manifest, why: str, say: Say) -> Iterator[Path]:
+def _recorded(job: Job, manifest: Manifest, ran: set[str], why: str, say: Say) -> Iterator[Path]:
     """Make the job's folder ready, and record what the block has written into it."""
     say(f"{job.folder}: starts ({why})")
     started = time.perf_counter()
@@ -106,6 +108,7 @@ def _recorded(job: Job, manifest: Manifest, why: str, say: Say) -> Iterator[Path
         raise atomic.explain(error, manifest.out / job.folder) from error
     seconds = time.perf_counter() - started
     manifest.finish(job, seconds)
+    ran.add(job.folder)
     say(f"{job.folder}: done in {seconds:.1f} s")
 
 

@@ -245,6 +245,21 @@ def test_unavailable_runtime_is_a_file_with_its_reason(recipe_file: Path) -> Non
     assert again[-1].startswith("nothing to do")
 
 
+def test_runtime_that_becomes_available_is_exported_and_measured(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe_file.write_text(recipe_file.read_text() + "  - absent: {}\n")
+    run(recipe_file)
+    monkeypatch.setattr(
+        "toy.exporters.absent.write", lambda clip, cfg, out: (out / "model.bin").write_text("x")
+    )
+    assert started(run(recipe_file)) == {
+        "export/absent": "was unavailable",
+        "bench": "export/absent ran again",
+    }
+    assert started(run(recipe_file)) == {}
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_full_disk_in_a_stage_names_the_folder_and_records_nothing(recipe_file: Path) -> None:
     with pytest.raises(PocketclipError, match=r"01-count.*the disk is full: free some space"):
