@@ -65,6 +65,8 @@ class Timing:
     cores: list[int]
     rounds: list[Samples] = field(default_factory=list)
     """Milliseconds of the counted queries of each round; round i of all timings ran together."""
+    processor_rounds: list[Samples] = field(default_factory=list)
+    """The same queries in processor time: less than on the wall where others took the core."""
     opened: list[dict[str, float]] = field(default_factory=list)
     """load_ms and first_ms of each fresh process."""
     warmups: list[dict[str, float]] = field(default_factory=list)
@@ -139,7 +141,7 @@ def _warm_up(worker: Worker, cfg: Config) -> dict[str, float]:
     while time.monotonic() - begin < cfg.warmup_seconds:
         samples = worker.run(cfg.round_queries, cfg.round_seconds)
         queries += len(samples)
-        median = float(np.median(samples))
+        median = float(np.median(samples[:, 0]))
         if median > 0.97 * best:
             return {"queries": queries, "seconds": time.monotonic() - begin, "steady": True}
         best = min(best, median)
@@ -157,7 +159,9 @@ def _round(
         except Unavailable as reason:
             timing.unavailable = str(reason)
             continue
-        timing.rounds.append(samples[cfg.discard :] if len(samples) > cfg.discard else samples[-1:])
+        counted = samples[cfg.discard :] if len(samples) > cfg.discard else samples[-1:]
+        timing.rounds.append(counted[:, 0])
+        timing.processor_rounds.append(counted[:, 1])
         alive.append((timing, worker))
     return alive
 
@@ -166,7 +170,9 @@ def summarise(timing: Timing, cfg: Config, baseline: Timing | None = None) -> di
     """Figures of one timing, with its speed-up over the baseline; empty where unavailable.
 
     `p50_ms`, `p90_ms`, `iqr_ms`, `min_ms`, `load_ms`, `first_ms`, `peak_memory_bytes`, `drift`
-    (median of the last quarter of the rounds over that of the first) and `num_queries`.
+    (median of the last quarter of the rounds over that of the first) and `num_queries`. Processor
+    time (`processor_p50_ms`, `processor_speedup`) leaves out the waiting for a core that another
+    program held: on a busy machine it is the fairer comparison, for one thread.
     """
     if timing.unavailable is not None or not timing.rounds:
         return {"unavailable": timing.unavailable or "no round was completed"}
@@ -174,17 +180,18 @@ def summarise(timing: Timing, cfg: Config, baseline: Timing | None = None) -> di
     low, p50, high, p90 = np.percentile(pooled, [25, 50, 75, 90])
     medians = resampled_medians(timing.rounds, cfg.resamples, cfg.seed)
     quarter = max(1, len(timing.rounds) // 4)
-    first, last = (np.concatenate(r) for r in (timing.rounds[:quarter], timing.rounds[-quarter:]))
-    row = {
+    drift = _median(timing.rounds[-quarter:]) / _median(timing.rounds[:quarter])
+    row: dict[str, Any] = {
         "p50_ms": float(p50),
         "p50_ms_ci95": _interval(medians),
         "p90_ms": float(p90),
         "iqr_ms": float(high - low),
         "min_ms": float(pooled.min()),
+        "processor_p50_ms": _median(timing.processor_rounds),
         "load_ms": float(np.median([o["load_ms"] for o in timing.opened])),
         "first_ms": float(np.median([o["first_ms"] for o in timing.opened])),
         "peak_memory_bytes": max(timing.peaks) if timing.peaks else None,
-        "drift": float(np.median(last) / np.median(first)),
+        "drift": drift,
         "num_queries": len(pooled),
         "enough_queries": len(pooled) >= cfg.min_queries,
         "steady": all(bool(warmup["steady"]) for warmup in timing.warmups),
@@ -193,6 +200,8 @@ def summarise(timing: Timing, cfg: Config, baseline: Timing | None = None) -> di
         theirs = resampled_medians(baseline.rounds, cfg.resamples, cfg.seed)
         row["speedup"] = float(np.median(np.concatenate(baseline.rounds)) / p50)
         row["speedup_ci95"] = _interval(theirs / medians)
+        own = row["processor_p50_ms"]
+        row["processor_speedup"] = _median(baseline.processor_rounds) / own if own else None
     return row
 
 
@@ -212,6 +221,10 @@ def resampled_medians(rounds: Sequence[Samples], resamples: int, seed: int) -> S
         total = np.cumsum(count[owner])  # copies of the samples up to each one
         medians[n] = pooled[np.searchsorted(total, total[-1] / 2)]
     return medians
+
+
+def _median(rounds: Sequence[Samples]) -> float:
+    return float(np.median(np.concatenate(rounds)))
 
 
 def _interval(values: Samples) -> list[float]:

@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from benchmarks import bundles, examples, latency, machine, summary
 from benchmarks.accuracy import Accuracy
 from benchmarks.bundles import TOWERS, Bundle
@@ -182,7 +180,8 @@ def _timings(
                 **latency.summarise(timing, cfg, reference),
                 "opened": timing.opened,
                 "warmups": timing.warmups,
-                "rounds_ms": [np.round(samples, 5).tolist() for samples in timing.rounds],
+                "rounds_ms": [samples.round(5).tolist() for samples in timing.rounds],
+                "processor_rounds_ms": [s.round(5).tolist() for s in timing.processor_rounds],
             }
         )
     return rows, disturbance

@@ -155,11 +155,21 @@ def warnings(bench: dict[str, Any], artifacts: Artifacts) -> list[str]:
             found.append(f"{where}: fewer queries than asked for ({timing['num_queries']}).")
     busy = bench["disturbance"].get("cores_busy")
     if busy is not None and busy > 1.3:
-        found.append(
-            f"Other programs kept {busy - 1:.1f} cores busy meanwhile: absolute milliseconds are "
-            "too high; ratios, formed within rounds, suffer less."
-        )
+        found.insert(0, _busy(busy, chosen(artifacts)))
     return found
+
+
+def _busy(cores: float, best: dict[str, Any] | None) -> str:
+    """Processor time tells what the machine would do if it were idle."""
+    said = f"Other programs kept {cores - 1:.1f} cores busy: the milliseconds are too high."
+    row = best["towers"]["image"] if best else {}
+    if row.get("processor_speedup") is None:
+        return said
+    return (
+        f"{said} In processor time, which leaves out waiting for a core, the image tower takes "
+        f"{milliseconds(row['processor_p50_ms'])} and is {times(row['processor_speedup'])} as fast "
+        "as the teacher's."
+    )
 
 
 def stages(

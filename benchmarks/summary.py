@@ -25,6 +25,8 @@ TIMES = (
     "p90_ms",
     "iqr_ms",
     "min_ms",
+    "processor_p50_ms",
+    "processor_speedup",
     "load_ms",
     "first_ms",
     "peak_memory_bytes",

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -40,7 +41,7 @@ class Pretend:
         if self.refusals.get(self.name) == self.turns:
             raise Unavailable("its process ended")
         self.log.append(("run", self.name))
-        return np.full(queries, float(self.name))
+        return np.full((queries, 2), [float(self.name), float(self.name) / 2])
 
     def peak_memory_bytes(self):
         return 1000
@@ -98,12 +99,13 @@ def test_speedup_is_the_ratio_of_medians(pretend):
     timings, _ = measure([artifact("8"), artifact("2")], QUICK, progress=False)
     row = summarise(timings[1], QUICK, baseline=timings[0])
     assert (row["p50_ms"], row["speedup"], row["speedup_ci95"]) == (2.0, 4.0, [4.0, 4.0])
+    assert (row["processor_p50_ms"], row["processor_speedup"]) == (1.0, 4.0)
     assert (row["load_ms"], row["first_ms"], row["peak_memory_bytes"]) == (5.0, 2.0, 1000)
 
 
 def test_first_queries_of_a_turn_are_not_counted(pretend, monkeypatch):
     def run(self, queries, seconds):
-        return np.array([900.0, 800.0] + [1.0] * (queries - 2))
+        return np.array([[900.0, 9.0], [800.0, 8.0]] + [[1.0, 1.0]] * (queries - 2))
 
     monkeypatch.setattr(Pretend, "run", run)
     timings, _ = measure([artifact("1")], QUICK.model_copy(update={"discard": 2}), progress=False)
@@ -129,6 +131,7 @@ def test_interval_of_the_ratio_is_not_widened_by_disturbances_that_hit_both():
     random = np.random.default_rng(2)
     slow = random.uniform(1, 3, 24)  # how much the machine was slowed in each round
     baseline, own = (Timing(artifact("x"), [0]) for _ in range(2))
+    baseline.processor_rounds = own.processor_rounds = [np.ones(20)] * 24
     baseline.rounds = [8 * s * random.normal(1, 0.01, 20) for s in slow]
     own.rounds = [2 * s * random.normal(1, 0.01, 20) for s in slow]
     for timing in (baseline, own):
@@ -142,6 +145,7 @@ def test_interval_of_the_ratio_is_not_widened_by_disturbances_that_hit_both():
 def test_drift_is_last_quarter_over_first():
     timing = Timing(artifact("x"), [0])
     timing.rounds = [np.full(5, 1.0)] * 2 + [np.full(5, 1.2)] * 4 + [np.full(5, 1.5)] * 2
+    timing.processor_rounds = timing.rounds
     timing.opened = [{"load_ms": 1, "first_ms": 1}]
     assert summarise(timing, Config())["drift"] == pytest.approx(1.5)
 
@@ -172,7 +176,9 @@ def worker(bundle):
 
 def test_worker_process_times_queries_of_a_real_bundle(worker):
     samples = worker.run(20, 10.0)
-    assert len(samples) == 20 and (samples > 0).all()
+    assert samples.shape == (20, 2) and (samples[:, 0] > 0).all()
+    # Pinned to one core, it cannot get more processor time than passed (both clocks tick in 1 us).
+    assert (samples[:, 1] <= samples[:, 0] + 0.1).all()
     assert worker.opened["load_ms"] > 0 and worker.opened["first_ms"] > 0
     assert len(worker.run(1_000_000, 0.05)) < 1_000_000
 
@@ -209,3 +215,10 @@ def test_runtime_that_is_not_there_is_a_reason(monkeypatch):
     monkeypatch.setattr(local.signal, "signal", lambda *_: None)
     local._serve(pipe, artifact("x"), sorted(os.sched_getaffinity(0)))
     assert sent == [("unavailable", "macOS only")]
+
+
+def test_waiting_is_no_processor_time():
+    tower = local._Tower.__new__(local._Tower)
+    tower._inputs, tower._next, tower._call = [None], 0, lambda query: time.sleep(0.02)
+    (wall, processor), *_ = tower.run(3, 10.0)
+    assert wall >= 20 and processor < 10
