@@ -92,9 +92,10 @@ def embed_texts(tower: TextTower, tokens: Tensor) -> Tensor:
 @torch.no_grad()
 def embed_names(clip: Clip, names: list[str], templates: list[str]) -> Tensor:
     """Mean unit embedding of each name over the templates, renormalised -> [C, E]."""
-    total = torch.zeros(())
+    device = clip.model.logit_scale.device
+    total = torch.zeros((), device=device)
     for template in templates:
-        tokens = clip.tokenizer([template.format(name) for name in names])
+        tokens = clip.tokenizer([template.format(name) for name in names]).to(device)
         total = total + embed_texts(clip.model.text, tokens)
     return F.normalize(total, dim=-1)
 

@@ -121,9 +121,10 @@ def fit(model: nn.Module, step_loss: StepLoss, cfg: Training, seed: int, out: Pa
     model.eval()
 
 
-def autocast(cfg: Training) -> torch.autocast:
-    """The forward pass's precision."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=cfg.precision == "bf16")
+def autocast(cfg: Training, device: str) -> torch.autocast:
+    """The forward pass's precision; `device` is a torch device name such as cuda."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=cfg.precision == "bf16")
 
 
 def keep_freed_memory() -> None:
@@ -232,7 +233,7 @@ def _resume(
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location=next(model.parameters()).device)
     if state["identity"] != identity:
         raise PocketclipError(f"{path} belongs to other settings: remove it to start over")
     model.load_state_dict(state["model"])

@@ -19,6 +19,7 @@ COLUMNS = {
     "elastic": 2 * ELASTIC_GRID**2, "background": 3, "hue": 1, "saturation": 1, "contrast": 1,
     "brightness": 1, "blur": 1, "edges": 1, "erase": 4,
 }  # fmt: skip
+TO_YIQ = [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]]
 NUM_PARAMETERS = sum(COLUMNS.values())
 
 
@@ -114,19 +115,22 @@ def replay(images: Tensor, parameters: Tensor, size: int, preprocess: Preprocess
     rgb = _erased(rgb, p["erase"])
     if size != rgb.shape[-1]:
         rgb = F.interpolate(rgb, (size, size), mode="bilinear", antialias=True)
-    mean = torch.tensor(preprocess.mean).view(1, 3, 1, 1)
-    return (rgb - mean) / torch.tensor(preprocess.std).view(1, 3, 1, 1)
+    return _normalised(rgb, preprocess)
 
 
 def plain(images: Tensor, size: int, preprocess: Preprocess) -> Tensor:
     """The same without augmentation: white where transparent. Shapes as in `replay`."""
     x = images.float() / 255
-    background = torch.tensor(preprocess.background).view(1, 3, 1, 1) / 255
+    background = torch.tensor(preprocess.background, device=x.device).view(1, 3, 1, 1) / 255
     rgb = x[:, :3] * x[:, 3:] + (1 - x[:, 3:]) * background
     if size != rgb.shape[-1]:
         rgb = F.interpolate(rgb, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    mean = torch.tensor(preprocess.mean).view(1, 3, 1, 1)
-    return (rgb - mean) / torch.tensor(preprocess.std).view(1, 3, 1, 1)
+    return _normalised(rgb, preprocess)
+
+
+def _normalised(rgb: Tensor, preprocess: Preprocess) -> Tensor:
+    mean = torch.tensor(preprocess.mean, device=rgb.device).view(1, 3, 1, 1)
+    return (rgb - mean) / torch.tensor(preprocess.std, device=rgb.device).view(1, 3, 1, 1)
 
 
 def _grid(p: dict[str, Tensor], side: int) -> Tensor:
@@ -165,7 +169,7 @@ def _recoloured(rgb: Tensor, p: dict[str, Tensor]) -> Tensor:
     """Hue rotation and saturation in YIQ, then contrast and brightness."""
     angle = 2 * math.pi * p["hue"]
     cos, sin = torch.cos(angle) * p["saturation"], torch.sin(angle) * p["saturation"]
-    to_yiq = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+    to_yiq = torch.tensor(TO_YIQ, device=rgb.device)
     zero, one = torch.zeros_like(cos), torch.ones_like(cos)
     turn = torch.cat([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
     matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq  # [B, 3, 3]
@@ -178,7 +182,7 @@ def _recoloured(rgb: Tensor, p: dict[str, Tensor]) -> Tensor:
 
 def _erased(rgb: Tensor, box: Tensor) -> Tensor:
     """Fill one box per image with its mean colour; box [B, 4] = x, y, width, height in 0-1."""
-    side = torch.linspace(0, 1, rgb.shape[-1])
+    side = torch.linspace(0, 1, rgb.shape[-1], device=rgb.device)
     x, y, wide, high = (column[:, None] for column in box.unbind(dim=1))
     inside_x = (side >= x) & (side < x + wide)  # [B, S]
     inside_y = (side >= y) & (side < y + high)

@@ -68,7 +68,7 @@ def fingerprint(clip: Clip) -> str:
     """sha256 over a model's weights and preprocessing: whose embeddings these are."""
     digest = hashlib.sha256(clip.preprocess.model_dump_json().encode())
     for name, tensor in sorted(clip.model.state_dict().items()):
-        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -97,13 +97,14 @@ def _embed(work: Work, parameters: Tensor, captions: list[str]) -> dict[str, Ten
     images = []
     starts = range(0, num * views, CHUNK)
     bar = {"console": Console(stderr=True), "transient": True}
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.device(work.device).type, torch.bfloat16):
         for first in track(starts, "teacher embeds images", **bar):  # type: ignore[arg-type]
             which = torch.arange(first, min(first + CHUNK, num * views))
-            pixels = replay(pairs.images[which // views], flat[which], size, teacher.preprocess)
-            images.append(embed_images(teacher.model.image, pixels).bfloat16())
+            chosen = pairs.images[which // views].to(work.device)
+            pixels = replay(chosen, flat[which].to(work.device), size, teacher.preprocess)
+            images.append(embed_images(teacher.model.image, pixels).bfloat16().cpu())
         texts = []
         for first in track(range(0, len(captions), CHUNK), "teacher embeds texts", **bar):  # type: ignore[arg-type]
-            tokens = teacher.tokenizer(captions[first : first + CHUNK])
-            texts.append(embed_texts(teacher.model.text, tokens).bfloat16())
+            tokens = teacher.tokenizer(captions[first : first + CHUNK]).to(work.device)
+            texts.append(embed_texts(teacher.model.text, tokens).bfloat16().cpu())
     return {"images": torch.cat(images).view(num, views, -1), "texts": torch.cat(texts)}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -80,6 +79,8 @@ class Batch:
 def run(work: Work, cfg: Config, out: Path) -> Work:
     """Train `work.clip` to mimic `work.teacher`; continues from a checkpoint in `out`."""
     student, teacher = work.clip, work.teacher
+    student.model.to(work.device)
+    teacher.model.to(work.device)
     if cfg.feature and student.model.config.embed_dim != teacher.model.config.embed_dim:
         raise PocketclipError(
             f"distill.feature: the student's embedding width {student.model.config.embed_dim} is "
@@ -97,7 +98,7 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         batch = batches.at(step)
         names_bank = bank.at(step)
-        with autocast(cfg):
+        with autocast(cfg, work.device):
             u = embed_images(student.model.image, batch.pixels)
             v = embed_texts(student.model.text, batch.tokens)
         scale = cfg.scale or student.model.logit_scale.exp().clamp(max=100.0)
@@ -119,6 +120,8 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
         return torch.stack(list(terms.values())).sum(), figures
 
     fit(student.model, step_loss, cfg, work.seed, out)
+    student.model.cpu()
+    teacher.model.cpu()
     step = {"step": "distill", "teacher": teacher.name, "data": work.data.digest}
     return replace(work, clip=student.with_model(student.model, step))
 
@@ -138,16 +141,17 @@ class Batches:
         generator = step_generator(work.seed, step)
         indices, _ = self.sampler.draw(cfg.batch_size, generator)
         captions = self.sampler.captions(indices, generator)
-        tokens = student.tokenizer(captions)
+        tokens = student.tokenizer(captions).to(work.device)
         teacher_u = teacher_v = None
         if self.store is not None:
             view = torch.randint(cfg.views, (len(indices),), generator=generator)
             parameters = self.store.parameters[indices, view]
-            teacher_u = self.store.images[indices, view].float()
+            teacher_u = self.store.images[indices, view].float().to(work.device)
         else:
             parameters = cfg.augment.draw(len(indices), generator)
         size = student.model.config.vision.image_size
-        images = work.data.pairs.images[indices]
+        images, parameters = work.data.pairs.images[indices], parameters.to(work.device)
+        images = images.to(work.device)
         pixels = replay(images, parameters, size, student.preprocess)
         if cfg.needs_teacher:
             if teacher_u is None:
@@ -159,7 +163,7 @@ class Batches:
     def _teacher_images(self, images: Tensor, parameters: Tensor) -> Tensor:
         teacher = self.work.teacher
         size = teacher.model.config.vision.image_size
-        with autocast(self.cfg):
+        with autocast(self.cfg, self.work.device):
             return embed_images(
                 teacher.model.image, replay(images, parameters, size, teacher.preprocess)
             )
@@ -167,9 +171,10 @@ class Batches:
     @torch.no_grad()
     def _teacher_texts(self, captions: list[str]) -> Tensor:
         if self.store is not None:
-            return self.store.texts[[self.store.rows[caption] for caption in captions]].float()
+            rows = [self.store.rows[caption] for caption in captions]
+            return self.store.texts[rows].float().to(self.work.device)
         teacher = self.work.teacher
-        return F.normalize(embed_texts(teacher.model.text, teacher.tokenizer(captions)), dim=-1)
+        return embed_texts(teacher.model.text, teacher.tokenizer(captions).to(self.work.device))
 
 
 def _start_scale(work: Work, cfg: Config) -> None:

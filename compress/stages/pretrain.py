@@ -60,6 +60,7 @@ class Config(Training):
 def run(work: Work, cfg: Config, out: Path) -> Work:
     """Train `work.clip` on the training pairs; continues from a checkpoint in `out`."""
     clip, sampler = work.clip, Sampler(work.data.pairs)
+    clip.model.to(work.device)
     _check_phases(cfg, clip)
     blocks = [block for block in clip.model.image.blocks if isinstance(block, Block)]
     for layer, block in enumerate(blocks):
@@ -71,21 +72,23 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
         generator = step_generator(work.seed, step)
         indices, groups = sampler.draw(cfg.batch_size, generator)
         pixels, keep = _pixels(work, cfg, indices, step, generator)
-        tokens = clip.tokenizer(sampler.captions(indices, generator))
+        tokens = clip.tokenizer(sampler.captions(indices, generator)).to(work.device)
         names_bank = bank.at(step)
-        with autocast(cfg):
+        with autocast(cfg, work.device):
             u = embed_images(clip.model.image, pixels, keep)
             v = embed_texts(clip.model.text, tokens)
         scale = clip.model.logit_scale.exp().clamp(max=cfg.max_scale)
         loss = contrastive = losses.clip_info_nce(u, v, scale)
         figures = {"contrastive": float(contrastive.detach()), "scale": float(scale.detach())}
         if cfg.bank_weight:
+            groups = groups.to(work.device)
             extra = losses.bank_classification(u, names_bank, groups, scale, cfg.bank_smoothing)
             figures["bank_top1"] = float(((u @ names_bank.T).argmax(1) == groups).float().mean())
             loss = loss + cfg.bank_weight * extra
         return loss, figures
 
     fit(clip.model, step_loss, cfg, work.seed, out)
+    clip.model.cpu()
     return replace(
         work, clip=clip.with_model(clip.model, {"step": "pretrain", "data": work.data.digest})
     )
@@ -99,14 +102,14 @@ def _pixels(
     full = Phase(until=1.0, image_size=vision.image_size)
     done = step / cfg.steps
     phase = next((p for p in cfg.phases if done < p.until), full)
-    parameters = cfg.augment.draw(len(indices), generator)
-    images = work.data.pairs.images[indices]
+    parameters = cfg.augment.draw(len(indices), generator).to(work.device)
+    images = work.data.pairs.images[indices].to(work.device)
     pixels = replay(images, parameters, phase.image_size, work.clip.preprocess)
     patches = (phase.image_size // vision.patch_size) ** 2
     if phase.keep == 1:
         return pixels, None
     order = torch.rand(len(indices), patches, generator=generator).argsort(dim=1)
-    return pixels, order[:, : max(1, round(patches * phase.keep))]
+    return pixels, order[:, : max(1, round(patches * phase.keep))].to(work.device)
 
 
 def _check_phases(cfg: Config, clip: Clip) -> None:
