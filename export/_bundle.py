@@ -5,11 +5,12 @@ for every target: contracts, goldens, parity gate, README, hashes, one rename at
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def writing(clip: Clip, out: Path, spec: Spec) -> Iterator[Path]:
 
     Raises GateFailed if the files fall short of `spec.min_cosine`; `out` stays as it was then.
     """
+    clip = replace(clip, model=copy.deepcopy(clip.model).cpu().float())
     with atomic.folder(Path(out)) as folder:
         clip.tokenizer.save(folder)
         yield folder

@@ -13,6 +13,10 @@ from compress.preprocess import Preprocess
 from compress.tokenizer import Tokenizer, TokenizerContract
 from export import _bundle
 
+GOLDEN = "golden/golden.json"
+PARTS = (*_bundle.TOWERS, "tokenizer", "files")
+REQUIRED = ("target", "precision", "model", "preprocess", "license", "provenance")
+
 
 def verify(folder: Path) -> dict[str, float]:
     """Check every hash, then replay preprocessing, token ids and both towers on the goldens.
@@ -23,7 +27,10 @@ def verify(folder: Path) -> dict[str, float]:
     folder = Path(folder)
     bundle = read(folder)
     check_files(folder, bundle["files"])
-    golden = json.loads((folder / "golden" / "golden.json").read_text(encoding="utf-8"))
+    golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
+    named = [entry[key] for entry in golden["images"] for key in ("file", "pixels", "embedding")]
+    named += [entry["embedding"] for entry in golden["texts"]]
+    _listed(folder, bundle, [f"golden/{name}" for name in named])
     check_pixels(folder / "golden", golden, Preprocess.from_bundle(bundle["preprocess"]))
     check_ids(golden, _tokenizer(folder, bundle["tokenizer"]))
     encoder = plugin.find(plugin.EXPORTERS, bundle["target"]).load(folder)
@@ -46,11 +53,15 @@ def read(folder: Path) -> dict[str, Any]:
         raise PocketclipError(f"{path}: no such file; a bundle folder holds bundle.json") from None
     except json.JSONDecodeError as error:
         raise PocketclipError(f"{path}: not JSON: {error}; export the bundle again") from None
-    found = bundle.get("schema_version")
+    found = bundle.get("schema_version") if isinstance(bundle, dict) else None
     if found != _bundle.SCHEMA_VERSION:
         raise PocketclipError(
             f"{path}: schema_version {found}, this version reads {_bundle.SCHEMA_VERSION}"
         )
+    missing = [key for key in (*PARTS, *REQUIRED) if key not in bundle]
+    if missing:
+        raise PocketclipError(f"{path}: lacks {', '.join(missing)}; export the bundle again")
+    _listed(folder, bundle, [*(bundle[part]["file"] for part in PARTS[:-1]), GOLDEN])
     return dict(bundle)
 
 
@@ -59,7 +70,7 @@ def check_files(folder: Path, files: dict[str, str]) -> None:
     problems = []
     for name, digest in files.items():
         path = folder / name
-        if not _plain(name) or path.is_symlink():
+        if not _plain(name) or path.resolve() != folder.resolve() / name:
             problems.append(f"{name} is not a plain path")
         elif not path.is_file():
             problems.append(f"{name} is missing")
@@ -85,6 +96,13 @@ def check_ids(golden: dict[str, Any], tokenizer: Tokenizer) -> None:
         found = tokenizer([entry["text"]])[0].tolist()
         if found != entry["ids"]:
             raise GateFailed(f"text {entry['text'][:20]!r}: the tokenizer gives other ids")
+
+
+def _listed(folder: Path, bundle: dict[str, Any], names: list[str]) -> None:
+    """Nothing is opened that `files` doesn't hold a hash of."""
+    unknown = [name for name in names if name not in bundle["files"]]
+    if unknown:
+        raise PocketclipError(f"{folder}: {', '.join(unknown)} not listed in files; don't use it")
 
 
 def _plain(name: str) -> bool:

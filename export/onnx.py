@@ -1,7 +1,6 @@
 """Portable ONNX: standard operators only, static shapes, weights inside the file."""
 
 import copy
-import logging
 import platform
 from pathlib import Path
 from typing import Any
@@ -107,9 +106,6 @@ def graph(clip: Clip, tower: str, batch: int, opset: int) -> Any:
         "image": torch.zeros(batch, 3, *clip.preprocess.size),
         "text": torch.zeros(batch, clip.tokenizer.contract.context_length, dtype=torch.int32),
     }[tower]
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
     program = torch.onnx.export(
         module,
         (example,),
@@ -120,7 +116,6 @@ def graph(clip: Clip, tower: str, batch: int, opset: int) -> Any:
         optimize=True,
         verbose=False,
     )
-    log.setLevel(level)
     assert program is not None
     model = program.model_proto
     _tidy(model)

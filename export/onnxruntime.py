@@ -27,7 +27,8 @@ class Config(BaseModel):
     """fp32: the portable graph. int8: weights, patch projection and token table in 8 bits (one
     scale per column, per row for the table), activations quantized as they come."""
     batch: int = Field(default=1, ge=1)
-    """Images or texts per call, fixed in the graph."""
+    """Images or texts per call, fixed in the graph. In int8 all inputs of one call share a scale,
+    so that with more than 1 an embedding depends, by a rounding error, on its neighbours."""
     reduce_range: bool = False
     """int8 with 7-bit weights, for x86 CPUs without VNNI, where 8-bit sums overflow."""
     min_cosine: float | None = Field(default=None, ge=-1, le=1)

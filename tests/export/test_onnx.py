@@ -132,6 +132,30 @@ def test_paths_outside_the_bundle_are_refused(copy: Path, name: str) -> None:
         verify(copy)
 
 
+def test_a_bundle_that_lacks_a_part_is_refused(copy: Path) -> None:
+    description = json.loads((copy / "bundle.json").read_text())
+    for key in ("files", "image", "license"):
+        damaged = {k: v for k, v in description.items() if k != key}
+        (copy / "bundle.json").write_text(json.dumps(damaged))
+        with pytest.raises(PocketclipError, match=f"lacks {key}"):
+            verify(copy)
+
+
+def test_a_tower_without_a_hash_is_refused(copy: Path) -> None:
+    description = json.loads((copy / "bundle.json").read_text())
+    del description["files"]["text.onnx"]
+    (copy / "bundle.json").write_text(json.dumps(description))
+    with pytest.raises(PocketclipError, match=r"text\.onnx not listed"):
+        verify(copy)
+
+
+def test_a_linked_file_is_refused(copy: Path) -> None:
+    (copy / "image.onnx").rename(copy.parent / "elsewhere.onnx")
+    (copy / "image.onnx").symlink_to(copy.parent / "elsewhere.onnx")
+    with pytest.raises(PocketclipError, match=r"image\.onnx is not a plain path"):
+        verify(copy)
+
+
 def test_an_embedding_below_the_promise_is_detected(copy: Path) -> None:
     path = copy / "golden" / "text-0.npy"
     np.save(path, -np.load(path))
