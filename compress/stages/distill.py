@@ -18,6 +18,7 @@ from compress.batches import NameBank, Sampler, embed_images, embed_names, embed
 from compress.data.augment import Augment, replay
 from compress.data.store import EmbeddingStore, open_store
 from compress.errors import PocketclipError
+from compress.phases import Phase, check_phases, kept_patches, phase_at
 from compress.train import Training, autocast, bank_fits_checkpoints, fit, step_generator
 from compress.work import Work
 
@@ -50,6 +51,8 @@ class Config(Training):
     """Stored augmentations of each image."""
     augment: Augment = Augment()
     """How strongly the images vary, the same for teacher and student."""
+    phases: tuple[Phase, ...] = ()
+    """The student's resolutions over time; the teacher always sees its own."""
 
     @model_validator(mode="after")
     def _resume_is_exact(self) -> "Config":
@@ -68,9 +71,11 @@ class Config(Training):
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's inputs: pixels [B, 3, S, S], tokens [B, L], the teacher's unit embeddings."""
+    """One step's inputs: pixels [B, 3, S, S], kept patches [B, M], tokens [B, L], and the teacher's
+    unit embeddings [B, E]."""
 
     pixels: Tensor
+    keep: Tensor | None
     tokens: Tensor
     teacher_u: Tensor | None
     teacher_v: Tensor | None
@@ -86,6 +91,7 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
             f"distill.feature: the student's embedding width {student.model.config.embed_dim} is "
             f"not the teacher's {teacher.model.config.embed_dim}; set it to 0"
         )
+    check_phases(cfg.phases, student.model.config.vision, "distill")
     sampler = Sampler(work.data.pairs)
     batches = Batches(work, cfg, sampler, out)
     names = sampler.names if cfg.bank else []
@@ -99,7 +105,7 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
         batch = batches.at(step)
         names_bank = bank.at(step)
         with autocast(cfg, work.device):
-            u = embed_images(student.model.image, batch.pixels)
+            u = embed_images(student.model.image, batch.pixels, batch.keep)
             v = embed_texts(student.model.text, batch.tokens)
         scale = cfg.scale or student.model.logit_scale.exp().clamp(max=100.0)
         terms: dict[str, Tensor] = {}
@@ -149,15 +155,18 @@ class Batches:
             teacher_u = self.store.images[indices, view].float().to(work.device)
         else:
             parameters = cfg.augment.draw(len(indices), generator)
-        size = student.model.config.vision.image_size
+        vision = student.model.config.vision
+        phase = phase_at(cfg.phases, step / cfg.steps, vision)
+        keep = kept_patches(phase, len(indices), vision, generator)
         images, parameters = work.data.pairs.images[indices], parameters.to(work.device)
         images = images.to(work.device)
-        pixels = replay(images, parameters, size, student.preprocess)
+        pixels = replay(images, parameters, phase.image_size, student.preprocess)
         if cfg.needs_teacher:
             if teacher_u is None:
                 teacher_u = self._teacher_images(images, parameters)
             teacher_v = self._teacher_texts(captions)
-        return Batch(pixels, tokens, teacher_u, teacher_v)
+        keep = None if keep is None else keep.to(work.device)
+        return Batch(pixels, keep, tokens, teacher_u, teacher_v)
 
     @torch.no_grad()
     def _teacher_images(self, images: Tensor, parameters: Tensor) -> Tensor:

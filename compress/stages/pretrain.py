@@ -3,34 +3,18 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
 from compress import losses
 from compress.batches import NameBank, Sampler, embed_images, embed_texts
-from compress.clip import Clip
 from compress.data.augment import Augment, replay
-from compress.errors import PocketclipError
 from compress.model import Block
+from compress.phases import Phase, check_phases, kept_patches, phase_at
 from compress.train import Training, autocast, bank_fits_checkpoints, fit, step_generator
 from compress.work import Work
 
 VERSION = 1
-
-
-class Phase(BaseModel):
-    """A part of the training: low resolution and dropped patches first make it several times
-    cheaper (FLIP, RECLIP)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    until: float = Field(gt=0, le=1)
-    """Share of the steps at which this phase ends."""
-    image_size: int = Field(ge=8)
-    """Side of the training images, pixels; a multiple of the patch size."""
-    keep: float = Field(default=1.0, gt=0, le=1)
-    """Share of the patches the image tower sees, drawn anew for each image."""
 
 
 class Config(Training):
@@ -61,7 +45,7 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
     """Train `work.clip` on the training pairs; continues from a checkpoint in `out`."""
     clip, sampler = work.clip, Sampler(work.data.pairs)
     clip.model.to(work.device)
-    _check_phases(cfg, clip)
+    check_phases(cfg.phases, clip.model.config.vision, "pretrain")
     blocks = [block for block in clip.model.image.blocks if isinstance(block, Block)]
     for layer, block in enumerate(blocks):
         block.drop_path = cfg.drop_path * layer / max(1, len(blocks) - 1)
@@ -99,24 +83,9 @@ def _pixels(
 ) -> tuple[Tensor, Tensor | None]:
     """Augmented images of the batch and the patches to keep, for the phase this step is in."""
     vision = work.clip.model.config.vision
-    full = Phase(until=1.0, image_size=vision.image_size)
-    done = step / cfg.steps
-    phase = next((p for p in cfg.phases if done < p.until), full)
+    phase = phase_at(cfg.phases, step / cfg.steps, vision)
     parameters = cfg.augment.draw(len(indices), generator).to(work.device)
     images = work.data.pairs.images[indices].to(work.device)
     pixels = replay(images, parameters, phase.image_size, work.clip.preprocess)
-    patches = (phase.image_size // vision.patch_size) ** 2
-    if phase.keep == 1:
-        return pixels, None
-    order = torch.rand(len(indices), patches, generator=generator).argsort(dim=1)
-    return pixels, order[:, : max(1, round(patches * phase.keep))].to(work.device)
-
-
-def _check_phases(cfg: Config, clip: Clip) -> None:
-    patch = clip.model.config.vision.patch_size
-    for n, phase in enumerate(cfg.phases):
-        if phase.image_size % patch:
-            raise PocketclipError(
-                f"pretrain.phases[{n}].image_size: {phase.image_size} is no multiple of the patch "
-                f"size {patch}"
-            )
+    keep = kept_patches(phase, len(indices), vision, generator)
+    return pixels, None if keep is None else keep.to(work.device)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from compress.errors import PocketclipError
-from compress.stages.pretrain import Config, Phase, run
+from compress.phases import Phase
+from compress.stages.pretrain import Config, run
 from compress.work import Work
 
 SHORT = {
