@@ -204,9 +204,9 @@ def main() -> None:
     others = [(WHOLE, seed) for seed in SEEDS[1 : given.whole_seeds]]
     others += [(arm, seed) for seed in SEEDS for arm in arms() if arm != WHOLE]
     with ThreadPoolExecutor(2) as pool:
-        for found in pool.map(lambda job: train(*job, folder, overrides), others):
+        for found in pool.map(lambda job: train(job[0], job[1], folder, overrides), others):
             rows += found
-    result = {
+    result: dict[str, Any] = {
         "command": "python -m benchmarks.experiments.first_light"
         + (" --quick" if given.quick else f" --whole-seeds {given.whole_seeds}"),
         "date": datetime.now(UTC).date().isoformat(),
