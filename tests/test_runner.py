@@ -23,7 +23,8 @@ pytestmark = pytest.mark.usefixtures("toys")
 ROOT = Path(__file__).parents[1]
 JOBS = ["teacher", "00-nudge", "01-count", "teacher/onnxruntime-fp32", "export/onnxruntime-int8"]
 SCRIPT = """
-import sys; sys.path[:0] = [{root!r}, {tests!r}]
+import signal, sys; sys.path[:0] = [{root!r}, {tests!r}]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
 import toy; toy.install()
 from compress import cli
 sys.argv = ["pocketclip", "run", {recipe!r}, "--out", {out!r}, *{arguments!r}]
