@@ -64,7 +64,7 @@ def plan(recipe: RecipeFile, out: Out = None, overrides: Overrides = None) -> No
         table.add_row(row.folder, what, "" if row.why is None else estimate)
     console.print(table)
     known = [row.seconds for row in rows if row.seconds is not None]
-    more = "" if len(known) == len(rows) else " and the steps that never ran here"
+    more = "" if len(known) == len(rows) else " and the steps whose time is unknown"
     say(f"about {duration(sum(known))}{more}")
 
 

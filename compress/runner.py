@@ -14,7 +14,7 @@ from typing import Any
 
 import benchmarks.report
 import export
-from compress import atomic
+from compress import atomic, estimate
 from compress.gates import check_gates
 from compress.jobs import jobs
 from compress.manifest import Job, Manifest, locked, open_manifest
@@ -31,7 +31,7 @@ class Planned:
     why: str | None
     """Why it would run; None if its result stands."""
     seconds: float | None
-    """What it took last time, scaled to the new number of steps; None if unknown."""
+    """What it took last time, scaled to the new number of steps, or a forecast; None if unknown."""
 
 
 def run(recipe: Recipe, out: Path, say: Say) -> None:
@@ -63,9 +63,12 @@ def run(recipe: Recipe, out: Path, say: Say) -> None:
 def plan(recipe: Recipe, out: Path) -> list[Planned]:
     """What `run` would do, and why; writes nothing."""
     manifest = open_manifest(out)
+    decided = _decide(jobs(recipe, out), manifest)
+    unknown = any(why and job.folder not in manifest.steps for job, why in decided)
+    forecast = estimate.forecast(recipe) if unknown else {}
     return [
-        Planned(job.folder, why, _estimate(job, manifest) if why else 0.0)
-        for job, why in _decide(jobs(recipe, out), manifest)
+        Planned(job.folder, why, _seconds(job, manifest, forecast) if why else 0.0)
+        for job, why in decided
     ]
 
 
@@ -112,17 +115,15 @@ def _recorded(job: Job, manifest: Manifest, ran: set[str], why: str, say: Say) -
     say(f"{job.folder}: done in {seconds:.1f} s")
 
 
-def _estimate(job: Job, manifest: Manifest) -> float | None:
-    """Seconds from the last time this folder was made, scaled by the number of steps."""
+def _seconds(job: Job, manifest: Manifest, forecast: dict[str, float]) -> float | None:
+    """What the job took last time, scaled by its number of steps; else the forecast, if any."""
     record = manifest.steps.get(job.folder)
     if record is None:
-        return None
+        return forecast.get(job.folder)
     before, after = _num_steps(record["inputs"]), _num_steps(job.inputs)
     return float(record["seconds"] * (after / before if before and after else 1.0))
 
 
 def _num_steps(inputs: dict[str, Any]) -> int | None:
-    """`steps` in a stage's settings, at the top or in its `training` part."""
-    settings = inputs.get("settings") or {}
-    training = settings.get("training") or {}
-    return settings.get("steps") or training.get("steps")
+    steps = (inputs.get("settings") or {}).get("steps")
+    return int(steps) if steps else None

@@ -48,16 +48,19 @@ class Config(BaseModel):
 def run(work: Work, cfg: Config, out: Path) -> Work:
     """Cut `work.clip` to the shape asked for; the embedding width stays the teacher's."""
     source = work.clip.model
-    vision = _smaller("vision", source.config.vision, cfg.vision)
-    text = _smaller("text", source.config.text, cfg.text)
-    config = ClipConfig(
-        embed_dim=source.config.embed_dim,
-        vision=VisionConfig.model_validate(vision),
-        text=TextConfig.model_validate(text),
-        logit_bias=source.config.logit_bias,
-    )
+    config = shape(source.config, cfg)
     step = {"step": "inherit", "settings": cfg.model_dump(mode="json")}
     return replace(work, clip=work.clip.with_model(inherit(source, config, cfg.layer_rule), step))
+
+
+def shape(config: ClipConfig, cfg: Config) -> ClipConfig:
+    """The student's structure; `pocketclip plan` asks for it too, before anything has run."""
+    return ClipConfig(
+        embed_dim=config.embed_dim,
+        vision=VisionConfig.model_validate(_smaller("vision", config.vision, cfg.vision)),
+        text=TextConfig.model_validate(_smaller("text", config.text, cfg.text)),
+        logit_bias=config.logit_bias,
+    )
 
 
 def inherit(source: ClipModel, config: ClipConfig, layer_rule: str = "uniform") -> ClipModel:

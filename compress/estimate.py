@@ -1,0 +1,74 @@
+"""A rough forecast of steps that never ran here: their multiply-adds over this machine's rate."""
+
+import time
+
+import torch
+
+from compress import plugin
+from compress.inspect import image_tower, text_tower
+from compress.jobs import TEACHER
+from compress.model import ClipConfig, ClipModel
+from compress.recipe import Recipe, Step
+
+EFFICIENCY = 0.6
+"""Share of a plain matrix product's rate that a training step reaches on a CPU."""
+EXPORT_SECONDS = 20.0
+"""Most of an export is tracing and checking both towers, whatever their size."""
+
+OPEN_SECONDS = 2.0
+"""Opening and saving a model of a few million parameters, or cutting it."""
+
+
+def forecast(recipe: Recipe) -> dict[str, float]:
+    """Seconds by step folder, for what can be told without running; models by name are not opened.
+
+    Good to a factor of two or so: a first run replaces it by what it took.
+    """
+    found = {f"export/{step.folder_name}": EXPORT_SECONDS for step in recipe.export}
+    if recipe.export:
+        found["teacher/onnxruntime-fp32"] = EXPORT_SECONDS
+    found |= {TEACHER: OPEN_SECONDS, "bench": _timing_seconds(recipe)}
+    if plugin.split_source(recipe.model)[0] not in ("folder", "new"):
+        return found
+    config = teacher = plugin.source(recipe.model, recipe.folder).model.config
+    rate = multiply_adds_per_second()
+    for index, step in enumerate(recipe.stages):
+        stage = plugin.find(plugin.STAGES, step.name)
+        if hasattr(stage, "shape"):
+            config = stage.shape(config, step.config)
+        work = _training_multiply_adds(step, config, teacher)
+        found[f"{index:02d}-{step.name}"] = work / (rate * EFFICIENCY) if work else OPEN_SECONDS
+    return found
+
+
+def multiply_adds_per_second(size: int = 768, seconds: float = 0.3) -> float:
+    """How fast this machine multiplies float32 matrices, in use as it is now."""
+    matrix = torch.rand(size, size)
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        matrix @ matrix
+        count += 1
+    return count * size**3 / (time.perf_counter() - started)
+
+
+def multiply_adds(config: ClipConfig) -> int:
+    """One image and one text through their towers."""
+    with torch.device("meta"):
+        model = ClipModel(config)
+    towers = (image_tower(model.image, config.embed_dim), text_tower(model.text, config.embed_dim))
+    return sum(tower["num_macs"] for tower in towers)
+
+
+def _training_multiply_adds(step: Step, config: ClipConfig, teacher: ClipConfig) -> float:
+    """Forward, and twice as much backward, for each pair of each step; 0 without steps."""
+    settings = step.config.model_dump()
+    pairs = settings.get("steps", 0) * settings.get("batch_size", 0)
+    once = multiply_adds(teacher) if "teacher" in settings else 0
+    return float(pairs * (3 * multiply_adds(config) + once))
+
+
+def _timing_seconds(recipe: Recipe) -> float:
+    """Time of the latency rounds alone; accuracy depends on data that is not read here."""
+    bench, candidates = recipe.bench, 2 * (len(recipe.export) + 1)
+    one = bench.warmup_seconds + bench.rounds * bench.round_seconds
+    return len(bench.threads) * bench.processes * candidates * one
