@@ -12,10 +12,12 @@ import resource
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -53,7 +55,8 @@ class Worker:
         context = _context()
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, artifact, cores), daemon=True)
-        self._process.start()
+        with _without_main():
+            self._process.start()
         theirs.close()
         self.opened: dict[str, Any] = self._answer("load")
 
@@ -121,6 +124,20 @@ def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the running script: a new process would otherwise run it again, up to its main guard.
+
+    Workers need nothing from it, and it may be a notebook or a script without a guard.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def _serve(pipe: Connection, artifact: Artifact, cores: list[int]) -> None:

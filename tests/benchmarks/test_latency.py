@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -222,3 +224,18 @@ def test_waiting_is_no_processor_time():
     tower._inputs, tower._next, tower._call = [None], 0, lambda query: time.sleep(0.02)
     (wall, processor), *_ = tower.run(3, 10.0)
     assert wall >= 20 and processor < 10
+
+
+def test_script_without_a_main_guard_is_not_run_again(bundle, tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(f"""
+from pathlib import Path
+from benchmarks import run
+print("ran")
+cfg = run.Config(processes=1, rounds=2, round_seconds=0.01, min_queries=2, warmup_seconds=0)
+print(len(run.bench_bundles([Path({str(bundle)!r})], cfg)))
+""")
+    environment = {**os.environ, "PYTHONPATH": str(Path(local.__file__).parents[2])}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ran", "2"]
