@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from compress.errors import PocketclipError
@@ -61,7 +62,7 @@ def plan(recipe: RecipeFile, out: Out = None, overrides: Overrides = None) -> No
     for row in rows:
         estimate = "unknown" if row.seconds is None else duration(row.seconds)
         what = "kept: up to date" if row.why is None else f"runs: {row.why}"
-        table.add_row(row.folder, what, "" if row.why is None else estimate)
+        table.add_row(row.folder, escape(what), "" if row.why is None else estimate)
     console.print(table)
     known = [row.seconds for row in rows if row.seconds is not None]
     more = "" if len(known) == len(rows) else " and the steps whose time is unknown"
@@ -166,7 +167,7 @@ def doctor() -> None:
     table = Table("package", "for", "installed", "supported", "", box=None, pad_edge=False)
     for row in rows:
         table.add_row(
-            row.package, row.extra or "core", row.installed or "-", row.window, row.verdict
+            row.package, row.extra or "core", row.installed or "-", row.window, escape(row.verdict)
         )
     console.print(table)
     broken = [row.package for row in rows if not row.extra and row.verdict != "ok"]

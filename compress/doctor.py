@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from compress.errors import PocketclipError
 
-NOT_RUNTIMES = ("dev", "all")
+NOT_RUNTIMES = ("data", "dev", "all")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def installed_requirements() -> list[str]:
 
 
 def check(requirements: Iterable[str]) -> list[Row]:
-    """Look up each required package; those of the extras `dev` and `all` are left out."""
+    """Look up each required package; those for developers are left out."""
     rows = []
     for requirement in map(Requirement, requirements):
         extra = _extra(requirement)

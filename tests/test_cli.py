@@ -120,6 +120,18 @@ def test_durations_read_well(seconds: float, text: str) -> None:
     assert cli.duration(seconds) == text
 
 
+def test_doctor_prints_the_extra_that_is_missing(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ["pytest>=1", 'no-such-runtime>=3; extra == "phone"']
+    monkeypatch.setattr(doctor, "installed_requirements", lambda: rows)
+    code, out, _ = command("doctor")
+    assert code == 0 and "pip install 'pocketclip[phone]'" in out
+    monkeypatch.setattr(doctor, "installed_requirements", lambda: ["pytest<1"])
+    code, _, err = command("doctor")
+    assert code == 2 and "outside the supported versions: pytest" in err
+
+
 def test_doctor_tells_missing_from_outside_from_good() -> None:
     rows = doctor.check(
         [
