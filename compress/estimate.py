@@ -1,6 +1,8 @@
 """A rough forecast of steps that never ran here: their multiply-adds over this machine's rate."""
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -12,7 +14,7 @@ from compress.recipe import Recipe, Step
 
 EFFICIENCY = 0.6
 """Share of a plain matrix product's rate that a training step reaches on a CPU."""
-EXPORT_SECONDS = 20.0
+EXPORT_SECONDS = 5.0
 """Most of an export is tracing and checking both towers, whatever their size."""
 
 OPEN_SECONDS = 2.0
@@ -41,14 +43,17 @@ def forecast(recipe: Recipe) -> dict[str, float]:
     return found
 
 
-def multiply_adds_per_second(size: int = 768, seconds: float = 0.3) -> float:
-    """How fast this machine multiplies float32 matrices, in use as it is now."""
-    matrix = torch.rand(size, size)
-    count, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
+def multiply_adds_per_second(size: int = 512, seconds: float = 0.3) -> float:
+    """How fast this machine's cores multiply float32 matrices, other load left out of account."""
+    matrix, threads = torch.rand(size, size), torch.get_num_threads()
+    torch.set_num_threads(1)
+    count, started = 0, time.process_time()
+    while time.process_time() - started < seconds:
         matrix @ matrix
         count += 1
-    return count * size**3 / (time.perf_counter() - started)
+    rate = count * size**3 / (time.process_time() - started)
+    torch.set_num_threads(threads)
+    return rate * threads
 
 
 def multiply_adds(config: ClipConfig) -> int:
@@ -63,8 +68,18 @@ def _training_multiply_adds(step: Step, config: ClipConfig, teacher: ClipConfig)
     """Forward, and twice as much backward, for each pair of each step; 0 without steps."""
     settings = step.config.model_dump()
     pairs = settings.get("steps", 0) * settings.get("batch_size", 0)
-    once = multiply_adds(teacher) if "teacher" in settings else 0
-    return float(pairs * (3 * multiply_adds(config) + once))
+    once = multiply_adds(teacher) if settings.get("teacher") == "online" else 0
+    share = _token_share(settings.get("phases", ()), config.vision.image_size)
+    return float(pairs * share * (3 * multiply_adds(config) + once))
+
+
+def _token_share(phases: Sequence[dict[str, Any]], image_size: int) -> float:
+    """Mean share of a full image's tokens, over phases of low resolution or dropped patches."""
+    share, start = 0.0, 0.0
+    for phase in phases:
+        tokens = (phase["image_size"] / image_size) ** 2 * phase["keep"]
+        share, start = share + (phase["until"] - start) * tokens, phase["until"]
+    return share + 1.0 - start
 
 
 def _timing_seconds(recipe: Recipe) -> float:

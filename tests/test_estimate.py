@@ -43,10 +43,22 @@ def test_multiply_adds_are_those_of_inspect() -> None:
 def test_training_is_forecast_from_the_shape_it_will_have(tmp_path: Path) -> None:
     found = estimate.forecast(load(tmp_path))
     student = tiny_config(layers=1, width=16)
-    work = 3 * estimate.multiply_adds(student) + estimate.multiply_adds(tiny_config())
-    assert found["01-distill"] == pytest.approx(800 * work / (1e6 * estimate.EFFICIENCY), rel=0.01)
+    once = 800 / (1e6 * estimate.EFFICIENCY)
+    own = 3 * estimate.multiply_adds(student)
+    assert found["01-distill"] == pytest.approx(once * own)
+    online = estimate.forecast(load(tmp_path, "stages.distill.teacher=online"))
+    assert online["01-distill"] == pytest.approx(
+        once * (own + estimate.multiply_adds(tiny_config()))
+    )
     assert found["00-inherit"] == estimate.OPEN_SECONDS
     assert {"export/onnx", "teacher/onnxruntime-fp32", "bench"} <= set(found)
+
+
+@pytest.mark.usefixtures("steady_rate")
+def test_phases_of_low_resolution_cost_less(tmp_path: Path) -> None:
+    half = "stages.distill.phases=[{until: 0.5, image_size: 16}]"
+    before, after = estimate.forecast(load(tmp_path)), estimate.forecast(load(tmp_path, half))
+    assert after["01-distill"] == pytest.approx((0.5 * 0.25 + 0.5) * before["01-distill"])
 
 
 @pytest.mark.usefixtures("steady_rate")
