@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks import tables
+
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 FILES = sorted(RESULTS.glob("*.json"))
 
@@ -41,6 +43,11 @@ def test_a_result_says_where_it_is_from(name: str) -> None:
     assert "--quick" not in result["command"]
     assert {"cpu", "cores"} <= set(result["machine"]) and "torch" in result["versions"]
     assert result["date"] and result["seeds"]
+
+
+def test_the_readme_shows_the_committed_figures() -> None:
+    page = tables.README.read_text()
+    assert tables.insert(page) == page, "run: python -m benchmarks.tables"
 
 
 def test_first_light_claims_of_hand_made_rows() -> None:
