@@ -72,7 +72,7 @@ def train(arm: str, seed: int, folder: Path, overrides: Sequence[str]) -> list[d
 
 
 def rows_of(arm: str, seed: int, run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's summary.json that the claims need."""
+    """The rows of a run's summary.json that the claims need: the student's, once the teacher's."""
     summary = json.loads((run / "summary.json").read_text())
     seconds = sum(v for k, v in summary["seconds"].items() if k.endswith("distill"))
     keep = ("artifact", "target", "precision", "tower", "executed", "num_params", "size_bytes")
@@ -81,6 +81,7 @@ def rows_of(arm: str, seed: int, run: Path) -> list[dict[str, Any]]:
         {"arm": arm, "seed": seed, "train_seconds": seconds}
         | {key: row.get(key) for key in (*keep, *FIGURES, *timed)}
         for row in summary["rows"]
+        if row["artifact"] == "student" or (arm, seed) == (WHOLE, SEEDS[0])
     ]
 
 

@@ -4,6 +4,7 @@ The default is TinyCLIP's affinity mimicking with both scales fixed; a hard CLIP
 distance (CLIP-KD's FD) and affinity to a bank of all names can be added, each by its weight.
 """
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from compress import losses
 from compress.batches import NameBank, Sampler, embed_images, embed_names, embed_texts
+from compress.clip import Clip
 from compress.data.augment import Augment, replay
 from compress.data.store import EmbeddingStore, open_store
 from compress.errors import PocketclipError
@@ -82,8 +84,10 @@ class Batch:
 
 
 def run(work: Work, cfg: Config, out: Path) -> Work:
-    """Train `work.clip` to mimic `work.teacher`; continues from a checkpoint in `out`."""
-    student, teacher = work.clip, work.teacher
+    """Train a copy of `work.clip` to mimic `work.teacher`, which may be the same model; continues
+    from a checkpoint in `out`."""
+    student = replace(work.clip, model=copy.deepcopy(work.clip.model))
+    teacher = work.teacher
     student.model.to(work.device)
     teacher.model.to(work.device)
     if cfg.feature and student.model.config.embed_dim != teacher.model.config.embed_dim:
@@ -93,13 +97,13 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
         )
     check_phases(cfg.phases, student.model.config.vision, "distill")
     sampler = Sampler(work.data.pairs)
-    batches = Batches(work, cfg, sampler, out)
+    batches = Batches(replace(work, clip=student), cfg, sampler, out)
     names = sampler.names if cfg.bank else []
     templates = list(work.data.templates)
     bank = NameBank(student, names, templates, cfg.bank_every)
     teacher_bank = embed_names(teacher, names, templates) if cfg.bank else torch.zeros(0)
     teacher_scale = cfg.teacher_scale or float(teacher.model.logit_scale.detach().exp())
-    _start_scale(work, cfg)
+    _start_scale(student, teacher, cfg)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         batch = batches.at(step)
@@ -186,10 +190,10 @@ class Batches:
         return embed_texts(teacher.model.text, teacher.tokenizer(captions).to(self.work.device))
 
 
-def _start_scale(work: Work, cfg: Config) -> None:
+def _start_scale(student: Clip, teacher: Clip, cfg: Config) -> None:
     """Fix the student's logit scale, or start it from the teacher's."""
     with torch.no_grad():
         if cfg.scale is not None:
-            work.clip.model.logit_scale.fill_(math.log(cfg.scale))
+            student.model.logit_scale.fill_(math.log(cfg.scale))
         else:
-            work.clip.model.logit_scale.copy_(work.teacher.model.logit_scale)
+            student.model.logit_scale.copy_(teacher.model.logit_scale)

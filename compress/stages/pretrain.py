@@ -1,5 +1,6 @@
 """Train a model from nothing (or further) with the contrastive loss and a bank of names."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,9 +43,9 @@ class Config(Training):
 
 
 def run(work: Work, cfg: Config, out: Path) -> Work:
-    """Train `work.clip` on the training pairs; continues from a checkpoint in `out`."""
-    clip, sampler = work.clip, Sampler(work.data.pairs)
-    clip.model.to(work.device)
+    """Train a copy of `work.clip` on the training pairs; continues from a checkpoint in `out`."""
+    clip = replace(work.clip, model=copy.deepcopy(work.clip.model).to(work.device))
+    sampler = Sampler(work.data.pairs)
     check_phases(cfg.phases, clip.model.config.vision, "pretrain")
     blocks = [block for block in clip.model.image.blocks if isinstance(block, Block)]
     for layer, block in enumerate(blocks):

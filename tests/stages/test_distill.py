@@ -97,3 +97,14 @@ def test_feature_distance_needs_equal_widths(work: Work, tmp_path: Path) -> None
         PocketclipError, match=r"distill\.feature: .*width 8 is not the teacher's 16"
     ):
         run(narrow, Config(feature=1.0, **SHORT), tmp_path)
+
+
+def test_neither_the_teacher_nor_the_model_that_came_in_is_changed(
+    work: Work, tmp_path: Path
+) -> None:
+    itself = replace(work, teacher=work.clip)
+    before = {name: value.clone() for name, value in work.clip.model.state_dict().items()}
+    student = run(itself, Config(steps=2, clip=1.0, **SHORT), tmp_path).clip.model.state_dict()
+    for name, value in work.clip.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert not torch.equal(student["text.token.weight"], before["text.token.weight"])
