@@ -200,7 +200,7 @@ def test_kill_between_two_steps_cannot_leave_the_second_up_to_date(
 
 def test_second_run_on_one_folder_stops_with_a_message(recipe_file: Path) -> None:
     first = subprocess.Popen(
-        process(recipe_file, "stages.count.steps=50", "stages.count.seconds=0.2"),
+        process(recipe_file, "stages.count.steps=5000", "stages.count.seconds=0.2"),
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -219,7 +219,7 @@ def test_second_run_on_one_folder_stops_with_a_message(recipe_file: Path) -> Non
 
 def test_interrupt_ends_with_130(recipe_file: Path) -> None:
     running = subprocess.Popen(
-        process(recipe_file, "stages.count.steps=50", "stages.count.seconds=0.2"),
+        process(recipe_file, "stages.count.steps=5000", "stages.count.seconds=0.2"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
