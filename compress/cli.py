@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from compress.errors import PocketclipError
+from compress.errors import GateFailed, PocketclipError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -142,6 +142,42 @@ def bench(
             figures = [f"{row['p50_ms']:.2f}", f"{row['p90_ms']:.2f}", f"{row['speedup']:.2f}"]
         table.add_row(row["path"], row["tower"], *figures, f"{row['size_bytes'] / 1e6:.2f}")
     console.print(table)
+
+
+@app.command()
+def compare(
+    words: Annotated[
+        list[str], typer.Argument(metavar="A B", help="Run folders, or their summary.json files.")
+    ],
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Exit with 1 where it holds: p50>+5%, top1<-0.3 (points), size>+20kB, p90>12ms. "
+            "More may follow, separated by blanks.",
+        ),
+    ] = None,
+) -> None:
+    """Show what changed from run A to run B, and refuse B where a condition holds."""
+    from benchmarks import compare as comparing
+
+    paths, more = comparing.split_arguments(words)
+    if len(paths) != 2:
+        raise PocketclipError(
+            f"compare needs two runs, not {len(paths)}: {', '.join(map(str, paths))}"
+        )
+    before, after = (comparing.read(path) for path in paths)
+    columns = {key for row in after["rows"] for key in row}
+    conditions = [comparing.parse(text, columns) for text in [*(fail_if or []), *more]]
+    found = comparing.lines(before, after, conditions)
+    console.print(comparing.render(found))
+    for difference in comparing.differences(before, after):
+        say(f"note: {difference}")
+    for name in comparing.missing(before, after):
+        say(f"note: {name}: only in {paths[0]}")
+    refused = comparing.failures(found, conditions)
+    if refused:
+        raise GateFailed(f"{paths[1]} is refused:\n  " + "\n  ".join(refused))
 
 
 @app.command()
