@@ -50,5 +50,5 @@ $(CORE): | $(BIN)/python
 	@touch $@
 
 $(DEV): | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,all]'
 	@touch $@ $(CORE)
