@@ -13,7 +13,7 @@ from compress import plugin
 from compress.clip import Encoder
 from compress.preprocess import Preprocess
 from compress.tokenizer import Tokenizer, TokenizerContract
-from export import _verify
+from export import _bundle, _verify
 
 TOWERS = ("image", "text")
 
@@ -60,8 +60,9 @@ class Bundle:
         return [self.folder / name for name in names if name.split(".")[0] == tower]
 
     def sha256(self, tower: str) -> str:
-        """The hash that bundle.json gives for the file that the runtime opens."""
-        return str(self.about["files"][self.about[tower]["file"]]).removeprefix("sha256:")
+        """The hash that bundle.json gives for the file, or package, that the runtime opens."""
+        files, name = self.about["files"], self.about[tower]["file"]
+        return str(_bundle.digest(files, name)).removeprefix("sha256:")
 
     def size_bytes(self, tower: str) -> int:
         return sum(path.stat().st_size for path in self.files(tower))

@@ -22,7 +22,7 @@ from torch import Tensor
 from compress import atomic
 from compress.clip import Clip, Encoder, TorchEncoder
 from compress.preprocess import Preprocess
-from export import _goldens, _parity, _readme
+from export import Unavailable, _goldens, _parity, _readme
 
 SCHEMA_VERSION = 1
 TOWERS = ("image", "text")
@@ -56,22 +56,28 @@ class Spec:
     """The one file that holds both towers, where a format has no file for each."""
     requirements: str = "onnxruntime"
     """What `usage` imports, as pip names it."""
+    simulate: Callable[[Path], Encoder] | None = None
+    """Computes what the files say without their runtime. Where `load` is Unavailable, parity and
+    goldens are judged by it, and the bundle says `executed: false` with the reason."""
 
 
 @contextlib.contextmanager
 def writing(clip: Clip, out: Path, spec: Spec) -> Iterator[Path]:
     """Open a folder for `image.<ext>` and `text.<ext>`; it becomes the bundle `out` at the end.
 
-    Raises GateFailed if the files fall short of `spec.min_cosine`; `out` stays as it was then.
+    Raises GateFailed if the files fall short of `spec.min_cosine`, and Unavailable where they can
+    neither run nor be simulated; `out` stays as it was then.
     """
     clip = replace(clip, model=copy.deepcopy(clip.model).cpu().float())
     with atomic.folder(Path(out)) as folder:
         clip.tokenizer.save(folder)
         yield folder
-        encoder = spec.load(folder)
+        encoder, unavailable = _open(spec, folder)
         parity = _parity.check(clip, encoder, spec.min_cosine, f"{spec.target} {spec.precision}")
         write_goldens(clip, encoder, folder / "golden")
-        bundle = describe(clip, spec) | {"parity": parity}
+        bundle = describe(clip, spec) | {"executed": unavailable is None, "parity": parity}
+        if unavailable:
+            bundle["unavailable"] = unavailable
         (folder / "README.md").write_text(
             _readme.text(bundle, spec.usage, spec.requirements), encoding="utf-8"
         )
@@ -79,14 +85,13 @@ def writing(clip: Clip, out: Path, spec: Spec) -> Iterator[Path]:
 
 
 def describe(clip: Clip, spec: Spec) -> dict[str, Any]:
-    """Everything in bundle.json but the hashes and the parity figures."""
+    """Everything in bundle.json but what running the files adds, and the hashes."""
     bias = clip.model.logit_bias
     contract = clip.tokenizer.contract.model_dump(mode="json")
     return {
         "schema_version": SCHEMA_VERSION,
         "target": spec.target,
         "precision": spec.precision,
-        "executed": True,
         "model": {
             "name": clip.name,
             "embed_dim": clip.model.config.embed_dim,
@@ -102,6 +107,18 @@ def describe(clip: Clip, spec: Spec) -> dict[str, Any]:
         "provenance": list(clip.provenance),
         "runtime": spec.runtime,
     }
+
+
+def digest(files: Mapping[str, str], name: str) -> str | None:
+    """The hash that `files` gives for a file, or for all files of a package (a folder) together.
+
+    None where it holds no such name.
+    """
+    if name in files:
+        return files[name]
+    inside = [f"{path} {files[path]}" for path in sorted(files) if path.startswith(f"{name}/")]
+    joined = hashlib.sha256("\n".join(inside).encode())
+    return f"sha256:{joined.hexdigest()}" if inside else None
 
 
 def tower_entry(tower: str, spec: Spec, shape: list[int], clip: Clip) -> dict[str, Any]:
@@ -176,6 +193,16 @@ def write_description(folder: Path, bundle: Mapping[str, Any]) -> None:
     }
     text = json.dumps({**bundle, "files": files}, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "bundle.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _open(spec: Spec, folder: Path) -> tuple[Encoder, str | None]:
+    """The files in their runtime; or simulated, with the reason."""
+    try:
+        return spec.load(folder), None
+    except Unavailable as reason:
+        if spec.simulate is None:
+            raise
+        return spec.simulate(folder), str(reason)
 
 
 def _write_image_golden(

@@ -13,7 +13,7 @@ pictures and texts with the pixels, ids and embeddings they must give.
 | tower | input | output | worst cosine to the original |
 |---|---|---|---|
 {rows}
-
+{simulated}
 License: {license}. Input shapes are fixed, embeddings have length 1, so their product is the
 cosine; times `logit_scale` ({logit_scale:.2f}){bias} it is the logit.
 
@@ -73,6 +73,10 @@ for label, probability in zip(labels, probabilities):
 ```
 """
 
+SIMULATED = """
+The files did not run where they were written ({reason}): the cosines come from a simulation.
+"""
+
 RESIZE = {
     "squash": """\
     image = image.resize((width, height), resample)""",
@@ -108,6 +112,7 @@ def text(bundle: Mapping[str, Any], usage: str, requirements: str = "onnxruntime
         image=bundle["image"]["file"],
         text=bundle["text"]["file"],
         rows="\n".join(_row(bundle, tower) for tower in ("image", "text")),
+        simulated="" if bundle["executed"] else SIMULATED.format(reason=bundle["unavailable"]),
         license=bundle["license"],
         logit_scale=model["logit_scale"],
         bias=""

@@ -100,7 +100,7 @@ def check_ids(golden: dict[str, Any], tokenizer: Tokenizer) -> None:
 
 def _listed(folder: Path, bundle: dict[str, Any], names: list[str]) -> None:
     """Nothing is opened that `files` doesn't hold a hash of."""
-    unknown = [name for name in names if name not in bundle["files"]]
+    unknown = [name for name in names if _bundle.digest(bundle["files"], name) is None]
     if unknown:
         raise PocketclipError(f"{folder}: {', '.join(unknown)} not listed in files; don't use it")
 

@@ -3,37 +3,20 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import onnx
 import pytest
 from tiny import tiny_clip
 
-from compress.clip import Clip
 from compress.errors import GateFailed
-from export import Unavailable, _bundle
-from export import onnx as portable
+from export import Unavailable
 from export import onnxruntime as exporter
 from export._verify import verify
 
 CHECKER = Path(__file__).parents[2] / "../shared/tools/check_bundle.py"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _trace_once() -> Iterator[None]:
-    """Torch needs seconds to trace a tower; equal models are traced once for all tests here."""
-    traced, trace = {}, portable.graph
-
-    def graph(clip: Clip, tower: str, batch: int, opset: int) -> onnx.ModelProto:
-        key = (_bundle.embedding_space(clip), tower, batch, opset)
-        if key not in traced:
-            traced[key] = trace(clip, tower, batch, opset)
-        return traced[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(portable, "graph", graph)
-        yield
+pytestmark = pytest.mark.usefixtures("trace_once")
 
 
 @pytest.fixture(scope="module", params=["fp32", "int8"])
