@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.bundles import TOWERS, Bundle
+from compress import inspect
 from compress.clip import Clip, Encoder, TorchEncoder
 from compress.embeddings import Contracts, Embeddings, embed, headline_split
 from compress.evaluate import Config, measure
@@ -103,11 +104,12 @@ class Accuracy:
 
 
 def num_params(clip: Clip, tower: str) -> dict[str, int]:
-    """Weights of a tower, and how many of them are the token table, which is looked up only."""
+    """Weights of a tower, how many of them are the token table, and multiply-adds of a query."""
     module = getattr(clip.model, tower)
     return {
         "num_params": sum(parameter.numel() for parameter in module.parameters()),
         "num_embedding_params": clip.model.text.token.weight.numel() if tower == "text" else 0,
+        "num_macs": inspect.describe(clip)[tower]["num_macs"],
     }
 
 

@@ -186,16 +186,8 @@ def render(found: Sequence[Line]) -> Table:
     for line in found:
         name, row = ("" if line.row == row else line.row), line.row
         values = [_value(line.key, value) for value in (line.before, line.after)]
-        change, interval = "", ""
-        if line.before and line.after is not None:
-            ratio = _is_ratio(line.key)
-            change = line.after / line.before - 1 if ratio else line.after - line.before
-            change = (
-                _shown(change, line.key) if ratio or _is_fraction(line.key) else f"{change:+.4g}"
-            )
-        if line.interval:
-            interval = " to ".join(_shown(bound, line.key) for bound in line.interval)
-        table.add_row(name, line.key, *values, change, interval)
+        interval = " to ".join(_shown(bound, line.key) for bound in line.interval or ())
+        table.add_row(name, line.key, *values, _change(line), interval)
     return table
 
 
@@ -230,6 +222,15 @@ def _shown(value: float, key: str) -> str:
     return f"{100 * value:+.1f} {'%' if _is_ratio(key) else 'points'}"
 
 
+def _change(line: Line) -> str:
+    if not line.before or line.after is None:
+        return ""
+    if _is_ratio(line.key):
+        return _shown(line.after / line.before - 1, line.key)
+    change = line.after - line.before
+    return _shown(change, line.key) if _is_fraction(line.key) else f"{change:+.4g}"
+
+
 def _value(key: str, value: float | None) -> str:
     if value is None:
         return "-"
@@ -253,18 +254,18 @@ def _interval(key: str, before: Row, after: Row) -> tuple[float, float] | None:
     The two runs' errors are taken as independent, which makes it wider than it is where both runs
     asked the same questions.
     """
-    values = [before.get(key), after.get(key)]
+    old, new = before.get(key), after.get(key)
     bounds = [before.get(f"{key}_ci95"), after.get(f"{key}_ci95")]
-    if any(part is None for part in (*values, *bounds)):
+    if old is None or new is None:
+        return None
+    pairs = [(float(bound[0]), float(bound[1])) for bound in bounds if bound is not None]
+    if len(pairs) < 2:
         return None
     if _is_ratio(key):
-        old, new = (math.log(value) for value in values)
-        halves = [math.log(high / low) / 2 for low, high in bounds]
-        middle, half = new - old, math.hypot(*halves)
+        middle, half = math.log(new / old), math.hypot(*(math.log(b / a) / 2 for a, b in pairs))
         return math.exp(middle - half) - 1, math.exp(middle + half) - 1
-    half = math.hypot(*((high - low) / 2 for low, high in bounds))
-    middle = values[1] - values[0]
-    return middle - half, middle + half
+    half = math.hypot(*((high - low) / 2 for low, high in pairs))
+    return new - old - half, new - old + half
 
 
 def _name(row: Row) -> str:

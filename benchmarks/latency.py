@@ -2,131 +2,118 @@
 
 Every candidate is loaded in a fresh process of its own. In each round all of them run one after
 the other, in random order, so a disturbance hits all alike; ratios are formed within rounds. The
-whole is repeated with new processes. A round is also the unit of the bootstrap, because samples of
-one round share their disturbances.
+whole is repeated with new processes. Peak memory is read in processes that are not timed.
 """
 
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks import machine
-from benchmarks.hosts.local import Artifact, Worker, pick_cores
+from benchmarks import energy, machine
+from benchmarks.statistics import relative_width, throttled
+from benchmarks.timing import Artifact, Config, Timing, Worker
+from compress import plugin
 from export import Unavailable
-
-Samples = NDArray[np.float64]
-
-
-class Config(BaseModel):
-    """The `bench:` section of a recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    threads: tuple[int, ...] = (1,)
-    """Thread counts to time at; each is pinned to as many cores and gives rows of its own."""
-    processes: int = Field(default=2, ge=1)
-    """Fresh processes for each candidate, one after the other: load time is their median."""
-    rounds: int = Field(default=12, ge=2)
-    """Rounds in each process; in a round every candidate runs once, in random order."""
-    round_seconds: float = Field(default=0.1, gt=0)
-    """Time a candidate has in a round."""
-    round_queries: int = Field(default=100, ge=1)
-    """Queries after which a candidate's turn in a round ends early."""
-    min_queries: int = Field(default=100, ge=1)
-    """Queries that every candidate must have run at the end: rounds go on until then."""
-    max_seconds: float = Field(default=600, gt=0)
-    """Rounds end here at the latest, whatever `min_queries` says; the row is then marked."""
-    warmup_seconds: float = Field(default=1.0, ge=0)
-    """Longest warm-up; it ends earlier when the median stops falling (by 3 % a step)."""
-    discard: int = Field(default=2, ge=0)
-    """Queries at the start of each turn that are not counted: the caches are another's."""
-    resamples: int = Field(default=500, ge=100)
-    """Bootstrap resamples behind each 95 % interval."""
-    timeout_seconds: float = Field(default=600, gt=0)
-    """A process that does not answer for so long makes its row `unavailable`."""
-    seed: int = 0
-    """Draws the order within rounds and the bootstrap resamples."""
-
-
-@dataclass
-class Timing:
-    """What was measured of one artifact; `unavailable` says why nothing was."""
-
-    artifact: Artifact
-    cores: list[int]
-    rounds: list[Samples] = field(default_factory=list)
-    """Milliseconds of the counted queries of each round; round i of all timings ran together."""
-    processor_rounds: list[Samples] = field(default_factory=list)
-    """The same queries in processor time: less than on the wall where others took the core."""
-    opened: list[dict[str, float]] = field(default_factory=list)
-    """load_ms and first_ms of each fresh process."""
-    warmups: list[dict[str, float]] = field(default_factory=list)
-    peaks: list[int] = field(default_factory=list)
-    unavailable: str | None = None
-
-    @property
-    def num_queries(self) -> int:
-        return sum(len(samples) for samples in self.rounds)
 
 
 def measure(
     artifacts: Sequence[Artifact], cfg: Config, progress: bool = True
-) -> tuple[list[Timing], dict[str, Any]]:
-    """Time all artifacts against each other; also how busy the machine was meanwhile.
+) -> tuple[list[Timing], dict[str, dict[str, Any]]]:
+    """Time all artifacts against each other, host by host; also what each host was like meanwhile.
 
     The timings come in the order of `artifacts`. Raises PocketclipError for more threads than
-    cores, or a bundle that cannot be read.
+    cores, an unknown host, or a bundle that cannot be read.
     """
-    timings = [Timing(artifact, pick_cores(artifact.threads)) for artifact in artifacts]
-    order = random.Random(cfg.seed)
-    before = _busy()
+    timings = [Timing(artifact, []) for artifact in artifacts]
     console = Console(stderr=True)
     hidden = not progress or not console.is_terminal
+    hosts = {}
     with Progress(console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("latency", total=cfg.processes * cfg.rounds)
-        for _ in range(cfg.processes):
-            for _ in _session(timings, cfg, order):
-                bar.advance(task)
-    return timings, _disturbance(before, _busy())
+        for name in dict.fromkeys(artifact.host for artifact in artifacts):
+            own = [timing for timing in timings if timing.artifact.host == name]
+            task = bar.add_task(f"latency on {name}", total=cfg.processes * cfg.rounds)
+            hosts[name] = _measure(name, own, cfg, lambda task=task: bar.advance(task))
+    return timings, hosts
 
 
-def _session(timings: list[Timing], cfg: Config, order: random.Random) -> Iterator[None]:
+def _measure(name: str, timings: list[Timing], cfg: Config, advance: Any) -> dict[str, Any]:
+    """All artifacts of one host -> its description, how busy it was, and whether it slowed down."""
+    kind, _, place = name.partition(":")
+    host = plugin.find(plugin.HOSTS, kind)
+    try:
+        about = host.describe(place)
+    except Unavailable as reason:
+        for timing in timings:
+            timing.unavailable = str(reason)
+        return {"unavailable": str(reason)}
+    meter = host.meter() if hasattr(host, "meter") else energy.none(f"{kind} shows no counter")
+    for timing in timings:
+        timing.cores = host.pick_cores(timing.artifact.threads)
+    order = random.Random(cfg.seed)
+    before = _busy()
+    for process in range(cfg.processes):
+        for _ in _session(timings, cfg, order, host, meter, process):
+            advance()
+    after = _busy()
+    for timing in timings:
+        _aside(timing, cfg, host)
+    return {
+        "machine": about,
+        "energy": meter.method,
+        "throttled": throttled([t for t in timings if t.unavailable is None]),
+        "disturbance": _disturbance(before, after) if kind == "local" else {},
+    }
+
+
+def _session(
+    timings: list[Timing],
+    cfg: Config,
+    order: random.Random,
+    host: ModuleType,
+    meter: energy.Meter,
+    process: int,
+) -> Iterator[None]:
     """One fresh process for each artifact that can run, warm-up, and its rounds."""
     with ExitStack() as stack:
         workers: list[tuple[Timing, Worker]] = []
         for timing in timings:
-            if timing.unavailable is None and (worker := _open(timing, cfg)):
+            if timing.unavailable is None and (worker := _open(timing, cfg, host)):
                 stack.callback(worker.close)
                 workers.append((timing, worker))
-        wanted = cfg.min_queries / cfg.processes
-        begun = {id(timing): timing.num_queries for timing, _ in workers}
-        end, rounds = time.monotonic() + cfg.max_seconds / cfg.processes, 0
-        while workers and (rounds < cfg.rounds or _short(workers, begun, wanted)):
-            if time.monotonic() > end:
-                break
-            workers = _round(workers, cfg, order)
+        share = (process + 1) / cfg.processes
+        begin, rounds = time.monotonic(), 0
+        planned_end = begin
+        while workers and time.monotonic() < begin + cfg.max_seconds / cfg.processes:
+            if rounds >= cfg.rounds and not any(_short(t, cfg, share) for t, _ in workers):
+                patient = time.monotonic() < planned_end + cfg.patience_seconds
+                if share < 1 or not patient or not any(_wide(t, cfg) for t, _ in workers):
+                    break
+            workers = _round(workers, cfg, order, meter, process)
             rounds += 1
+            if rounds <= cfg.rounds:
+                planned_end = time.monotonic()
             yield
-        for timing, worker in workers:
-            timing.peaks.append(worker.peak_memory_bytes())
 
 
-def _short(workers: list[tuple[Timing, Worker]], begun: dict[int, int], wanted: float) -> bool:
-    return any(timing.num_queries - begun[id(timing)] < wanted for timing, _ in workers)
+def _short(timing: Timing, cfg: Config, share: float) -> bool:
+    """Whether it lacks queries or time, of what is wanted by the end of this process."""
+    return timing.num_queries < cfg.min_queries * share or timing.seconds < cfg.min_seconds * share
 
 
-def _open(timing: Timing, cfg: Config) -> Worker | None:
+def _wide(timing: Timing, cfg: Config) -> bool:
+    return relative_width(timing, cfg) > cfg.max_interval
+
+
+def _open(timing: Timing, cfg: Config, host: ModuleType) -> Worker | None:
     try:
-        worker = Worker(timing.artifact, timing.cores, cfg.timeout_seconds)
+        worker: Worker = host.Worker(timing.artifact, timing.cores, cfg.timeout_seconds)
         timing.warmups.append(_warm_up(worker, cfg))
     except Unavailable as reason:
         timing.unavailable = str(reason)
@@ -135,7 +122,7 @@ def _open(timing: Timing, cfg: Config) -> Worker | None:
     return worker
 
 
-def _warm_up(worker: Worker, cfg: Config) -> dict[str, float]:
+def _warm_up(worker: Worker, cfg: Config) -> dict[str, Any]:
     """Run until the median of a step is no longer 3 % below the best before it."""
     begin, best, queries = time.monotonic(), np.inf, 0
     while time.monotonic() - begin < cfg.warmup_seconds:
@@ -149,104 +136,68 @@ def _warm_up(worker: Worker, cfg: Config) -> dict[str, float]:
 
 
 def _round(
-    workers: list[tuple[Timing, Worker]], cfg: Config, order: random.Random
+    workers: list[tuple[Timing, Worker]],
+    cfg: Config,
+    order: random.Random,
+    meter: energy.Meter,
+    process: int,
 ) -> list[tuple[Timing, Worker]]:
     """Every worker's turn; those that failed on theirs are left out of what follows."""
     alive = []
     for timing, worker in order.sample(workers, len(workers)):
+        before = meter.joules()
         try:
             samples = worker.run(cfg.round_queries + cfg.discard, cfg.round_seconds)
         except Unavailable as reason:
             timing.unavailable = str(reason)
             continue
+        joules = energy.spent(before, meter.joules())
+        if joules is not None:
+            timing.joules.append(joules / len(samples))
         counted = samples[cfg.discard :] if len(samples) > cfg.discard else samples[-1:]
         timing.rounds.append(counted[:, 0])
         timing.processor_rounds.append(counted[:, 1])
+        timing.process_of_round.append(process)
         alive.append((timing, worker))
     return alive
 
 
-def summarise(timing: Timing, cfg: Config, baseline: Timing | None = None) -> dict[str, Any]:
-    """Figures of one timing, with its speed-up over the baseline; empty where unavailable.
-
-    `p50_ms`, `p90_ms`, `iqr_ms`, `min_ms`, `load_ms`, `first_ms`, `peak_memory_bytes`, `drift`
-    (median of the last quarter of the rounds over that of the first) and `num_queries`. Processor
-    time (`processor_p50_ms`, `processor_speedup`) leaves out the waiting for a core that another
-    program held: on a busy machine it is the fairer comparison, for one thread.
-    """
-    if timing.unavailable is not None or not timing.rounds:
-        return {"unavailable": timing.unavailable or "no round was completed"}
-    pooled = np.concatenate(timing.rounds)
-    low, p50, high, p90 = np.percentile(pooled, [25, 50, 75, 90])
-    medians = resampled_medians(timing.rounds, cfg.resamples, cfg.seed)
-    quarter = max(1, len(timing.rounds) // 4)
-    drift = _median(timing.rounds[-quarter:]) / _median(timing.rounds[:quarter])
-    row: dict[str, Any] = {
-        "p50_ms": float(p50),
-        "p50_ms_ci95": _interval(medians),
-        "p90_ms": float(p90),
-        "iqr_ms": float(high - low),
-        "min_ms": float(pooled.min()),
-        "processor_p50_ms": _median(timing.processor_rounds),
-        "load_ms": float(np.median([o["load_ms"] for o in timing.opened])),
-        "first_ms": float(np.median([o["first_ms"] for o in timing.opened])),
-        "peak_memory_bytes": max(timing.peaks) if timing.peaks else None,
-        "drift": drift,
-        "num_queries": len(pooled),
-        "enough_queries": len(pooled) >= cfg.min_queries,
-        "steady": all(bool(warmup["steady"]) for warmup in timing.warmups),
-    }
-    if baseline is not None and baseline.rounds and baseline.unavailable is None:
-        theirs = resampled_medians(baseline.rounds, cfg.resamples, cfg.seed)
-        row["speedup"] = float(np.median(np.concatenate(baseline.rounds)) / p50)
-        row["speedup_ci95"] = _interval(theirs / medians)
-        own = row["processor_p50_ms"]
-        row["processor_speedup"] = _median(baseline.processor_rounds) / own if own else None
-    return row
-
-
-def resampled_medians(rounds: Sequence[Samples], resamples: int, seed: int) -> Samples:
-    """Median of all samples, for each bootstrap resample of whole rounds: [resamples].
-
-    Timings with equally many rounds draw the same rounds, which pairs their ratios.
-    """
-    pooled = np.concatenate(rounds)
-    owner = np.repeat(np.arange(len(rounds)), [len(samples) for samples in rounds])
-    order = np.argsort(pooled, kind="stable")
-    even = np.full(len(rounds), 1 / len(rounds))
-    counts = np.random.default_rng(seed).multinomial(len(rounds), even, size=resamples)
-    medians = np.empty(resamples)
-    pooled, owner = pooled[order], owner[order]
-    for n, count in enumerate(counts):
-        total = np.cumsum(count[owner])  # copies of the samples up to each one
-        medians[n] = pooled[np.searchsorted(total, total[-1] / 2)]
-    return medians
-
-
-def _median(rounds: Sequence[Samples]) -> float:
-    return float(np.median(np.concatenate(rounds)))
-
-
-def _interval(values: Samples) -> list[float]:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return [float(low), float(high)]
+def _aside(timing: Timing, cfg: Config, host: ModuleType) -> None:
+    """Peak memory and placement, in a process of their own: looking would disturb the clock."""
+    if timing.unavailable is not None:
+        return
+    with ExitStack() as stack:
+        stack.enter_context(suppress(Unavailable))  # the timing stands without it
+        worker: Worker = host.Worker(timing.artifact, timing.cores, cfg.timeout_seconds)
+        stack.callback(worker.close)
+        worker.run(cfg.memory_queries, cfg.round_seconds)
+        peak = worker.peak_memory_bytes()
+        timing.peaks += [] if peak is None else [peak]
+        timing.placement = worker.placement()
 
 
 def _busy() -> dict[str, Any]:
-    return {"load": machine.load_average(), "cpu": machine.cpu_seconds(), "at": time.monotonic()}
+    return {
+        "load": machine.load_average(),
+        "cpu": machine.cpu_seconds(),
+        "heat": machine.heat(),
+        "at": time.monotonic(),
+    }
 
 
 def _disturbance(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """How busy the machine was: one core belongs to the bench itself, as one worker runs at a time.
 
     `cores_busy` is the mean number of busy cores, `stolen` the share of time that the host of a
-    virtual machine kept for itself.
+    virtual machine kept for itself; `heat_before` and `heat_after` what sensors said.
     """
     seconds = after["at"] - before["at"]
     row = {
         "seconds": round(seconds, 1),
         "load_before": before["load"],
         "load_after": after["load"],
+        "heat_before": before["heat"],
+        "heat_after": after["heat"],
         "cores_busy": None,
         "stolen": None,
     }

@@ -23,7 +23,21 @@ TELLING_FLAGS = (
     "bf16",
     "sve",
 )
-PACKAGES = ("pocketclip", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "open_clip_torch")
+PACKAGES = (
+    "pocketclip",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "executorch",
+    "ai-edge-litert",
+    "ncnn",
+    "MNN",
+    "coremltools",
+    "numpy",
+    "open_clip_torch",
+)
 
 
 def describe() -> dict[str, Any]:
@@ -37,6 +51,7 @@ def describe() -> dict[str, Any]:
         "flags": _telling(cpu.get("flags", cpu.get("Features", ""))),
         "virtual": "hypervisor" in cpu.get("flags", "").split(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "turbo": _turbo(),
         "memory_bytes": _memory_bytes(),
         "os": _system(),
         "kernel": platform.release(),
@@ -81,8 +96,34 @@ def cpu_seconds() -> dict[str, float] | None:
     return {"busy": busy, "idle": idle + wait, "stolen": stolen}
 
 
+def heat() -> dict[str, Any]:
+    """Clock in MHz, times that a core was throttled since start-up, highest temperature in degrees.
+
+    What the system does not tell is None: virtual machines mostly show neither.
+    """
+    cores = Path("/sys/devices/system/cpu").glob("cpu[0-9]*")
+    events = [_read(f"{core}/thermal_throttle/core_throttle_count") for core in cores]
+    known = [int(event) for event in events if event]
+    zones = Path("/sys/class/thermal").glob("thermal_zone*")
+    degrees = [text for zone in zones if (text := _read(f"{zone}/temp"))]
+    clock = _cpu_info().get("cpu MHz")
+    return {
+        "clock_mhz": float(clock) if clock else None,
+        "throttle_events": sum(known) if known else None,
+        "celsius": max(int(text) / 1e3 for text in degrees) if degrees else None,
+    }
+
+
 def _ticks_a_second() -> int:
     return os.sysconf("SC_CLK_TCK")
+
+
+def _turbo() -> bool | None:
+    """Whether the clock may rise above its rated speed; None where the system does not tell."""
+    for path, on in (("intel_pstate/no_turbo", "0"), ("cpufreq/boost", "1")):
+        if (state := _read(f"/sys/devices/system/cpu/{path}")) is not None:
+            return state == on
+    return None
 
 
 def _cpu_info() -> dict[str, str]:

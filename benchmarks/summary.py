@@ -5,6 +5,7 @@ Made from bench.json alone, so that the rules of what may be published stand in 
 
 from typing import Any
 
+from benchmarks import roofline
 from compress.errors import PocketclipError
 
 SCHEMA_VERSION = 1
@@ -23,6 +24,7 @@ TIMES = (
     "p50_ms",
     "p50_ms_ci95",
     "p90_ms",
+    "p99_ms",
     "iqr_ms",
     "min_ms",
     "processor_p50_ms",
@@ -30,6 +32,9 @@ TIMES = (
     "load_ms",
     "first_ms",
     "peak_memory_bytes",
+    "energy_mj",
+    "process_spread",
+    "drift",
     "num_queries",
     "speedup",
     "speedup_ci95",
@@ -44,6 +49,7 @@ PLAIN = (
     "sha256",
     "num_params",
     "num_embedding_params",
+    "num_macs",
     "size_bytes",
     "parity_worst_cosine",
 )
@@ -89,10 +95,12 @@ def _rows(artifact: dict[str, Any], bench: dict[str, Any]) -> list[dict[str, Any
         row[f"{name}_ci95"] = accuracy.get(f"{name}_ci95")
     same = ("path", "tower", "sha256")
     timings = [t for t in bench["timings"] if all(t[key] == artifact[key] for key in same)]
-    return [_timed(row, artifact, timing) for timing in timings or [{}]]
+    return [_timed(row, artifact, timing, bench) for timing in timings or [{}]]
 
 
-def _timed(row: dict[str, Any], artifact: dict[str, Any], timing: dict[str, Any]) -> dict[str, Any]:
+def _timed(
+    row: dict[str, Any], artifact: dict[str, Any], timing: dict[str, Any], bench: dict[str, Any]
+) -> dict[str, Any]:
     figures = {key: timing.get(key) for key in TIMES}
     reason = artifact.get("unavailable") or timing.get("unavailable")
     splits = {name: _values(measured) for name, measured in artifact["accuracy"].items()}
@@ -100,9 +108,20 @@ def _timed(row: dict[str, Any], artifact: dict[str, Any], timing: dict[str, Any]
         **row,
         **figures,
         "threads": timing.get("threads"),
+        "scope": timing.get("scope"),
+        "host": timing.get("host"),
+        "placement": _counts(timing.get("placement")),
+        "roofline": roofline.share(row, timing, bench.get("peaks", [])),
         "unavailable": reason,
         "splits": splits,
     }
+
+
+def _counts(placement: dict[str, Any] | None) -> dict[str, int] | None:
+    """Operators of each execution provider or delegate; bench.json says which they are."""
+    if placement is None:
+        return None
+    return {name: sum(found.values()) for name, found in placement["operators"].items()}
 
 
 def _values(measured: dict[str, Any]) -> dict[str, Any]:

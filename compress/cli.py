@@ -127,21 +127,25 @@ def evaluate(
 @app.command()
 def bench(
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE...", help="Folders that hold a bundle.json.")
+        list[Path],
+        typer.Argument(metavar="BUNDLE...", help="Bundles, or folders that hold some."),
     ],
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the raw samples and all figures to this JSON file.")
+    ] = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Time exported bundles side by side on this machine."""
+    """Time bundles side by side; --set threads=2, scopes=[model,search], hosts=[local,android]."""
     from benchmarks import run as benchmarking
+    from compress import atomic
 
-    cfg = benchmarking.Config(threads=(threads,))
-    table = Table("bundle", "tower", "p50 ms", "p90 ms", "speed-up", "MB", box=None, pad_edge=False)
-    for row in benchmarking.bench_bundles(bundles, cfg):
-        figures = ["", "", row.get("unavailable", "")]
-        if "p50_ms" in row:
-            figures = [f"{row['p50_ms']:.2f}", f"{row['p90_ms']:.2f}", f"{row['speedup']:.2f}"]
-        table.add_row(row["path"], row["tower"], *figures, f"{row['size_bytes'] / 1e6:.2f}")
-    console.print(table)
+    found = benchmarking.bench_bundles(bundles, benchmarking.settings(overrides))
+    console.print(benchmarking.render(found["timings"]))
+    for name, host in found["hosts"].items():
+        say(f"{name}: {host.get('unavailable') or 'energy ' + host['energy']}")
+    if out:
+        atomic.write_json(out, found)
+        say(f"raw samples: {out}")
 
 
 @app.command()

@@ -33,7 +33,8 @@ export:
   - onnx: {}
   - onnxruntime: {precision: int8, min_cosine: 0.9}
 bench:
-  {processes: 1, rounds: 3, round_seconds: 0.02, min_queries: 10, warmup_seconds: 0.05}
+  {processes: 1, rounds: 3, round_seconds: 0.02, min_queries: 10, warmup_seconds: 0.05,
+   patience_seconds: 0, roofline: false}
 """
 
 

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.machine import allowed_cores
+from benchmarks import energy, machine, scopes
+from benchmarks.timing import Artifact
 from compress import plugin
 from compress.errors import PocketclipError
 from export import Unavailable
@@ -31,20 +31,6 @@ from export import Unavailable
 # Imported once by the process that workers are forked from, so that a fresh worker costs
 # milliseconds instead of the seconds that importing torch takes.
 PRELOADED = ["torch", "numpy", "onnxruntime", "benchmarks.hosts.local"]
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """One tower of one bundle, as one worker loads it."""
-
-    exporter: str
-    """File name in export/ whose `load` opens the folder."""
-    folder: Path
-    tower: str
-    """image or text."""
-    threads: int
-    inputs: NDArray[Any]
-    """Queries in rotation: pixels [Q, 3, H, W] float32 or tokens [Q, L] int32."""
 
 
 class Worker:
@@ -72,6 +58,11 @@ class Worker:
         """Highest resident memory since before loading, less what stood before it."""
         peak: int = self._ask(("peak",))
         return peak
+
+    def placement(self) -> dict[str, Any] | None:
+        """Operators of each execution provider or delegate, where the exporter can tell."""
+        placed: dict[str, Any] | None = self._ask(("placement",))
+        return placed
 
     def close(self) -> None:
         """End the process."""
@@ -105,12 +96,24 @@ class Worker:
         return value
 
 
+def describe(place: str = "") -> dict[str, Any]:
+    """What this machine is."""
+    if place:
+        raise PocketclipError(f"host local:{place}: local takes nothing after the colon")
+    return machine.describe()
+
+
+def meter() -> energy.Meter:
+    """This machine's energy counter."""
+    return energy.processor()
+
+
 def pick_cores(threads: int) -> list[int]:
     """The cores that timed processes are pinned to: the last ones, as the first serve interrupts.
 
     Raises PocketclipError where fewer cores are allowed than threads asked for.
     """
-    cores = allowed_cores()
+    cores = machine.allowed_cores()
     if threads > len(cores):
         raise PocketclipError(
             f"bench.threads: {threads} threads asked for, but only {len(cores)} cores are allowed"
@@ -169,14 +172,14 @@ class _Tower:
 
         torch.set_num_threads(artifact.threads)
         exporter = plugin.find(plugin.EXPORTERS, artifact.exporter)
+        self._artifact, self._exporter = artifact, exporter
         self._memory_before = _resident_bytes()
         _forget_peak()
         start = time.perf_counter_ns()
         encoder = exporter.load(artifact.folder, threads=artifact.threads)
         loaded = time.perf_counter_ns()
-        self._call = getattr(encoder, f"encode_{artifact.tower}")
-        rows = np.ascontiguousarray(artifact.inputs)
-        self._inputs = [torch.from_numpy(rows[i : i + 1].copy()) for i in range(len(rows))]
+        encode = getattr(encoder, f"encode_{artifact.tower}")
+        self._call, self._inputs = scopes.pipeline(artifact, encode)
         self._next = 0
         first_ms, _ = self._one()
         self.opened = {"load_ms": (loaded - start) / 1e6, "first_ms": first_ms}
@@ -195,6 +198,14 @@ class _Tower:
         while len(samples) < queries and (not samples or time.perf_counter() < end):
             samples.append(self._one())
         return np.array(samples)
+
+    def placement(self) -> dict[str, Any] | None:
+        if not hasattr(self._exporter, "placement"):
+            return None
+        placed: dict[str, Any] = self._exporter.placement(
+            self._artifact.folder, self._artifact.tower
+        )
+        return placed
 
     def peak(self) -> int:
         return max(0, _peak_bytes() - self._memory_before)

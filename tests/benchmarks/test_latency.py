@@ -5,20 +5,32 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import latency
+import export.onnx
+from benchmarks import bundles, scopes
 from benchmarks.hosts import local
-from benchmarks.hosts.local import Artifact, Worker, pick_cores
-from benchmarks.latency import Config, Timing, measure, resampled_medians, summarise
+from benchmarks.hosts.local import Worker, pick_cores
+from benchmarks.latency import measure
+from benchmarks.statistics import resampled_medians, summarise
+from benchmarks.timing import Artifact, Config, Timing
 from compress.errors import PocketclipError
 from export import Unavailable
 
-QUICK = Config(processes=2, rounds=3, round_seconds=0.01, round_queries=10, min_queries=10)
+QUICK = Config(
+    processes=2,
+    rounds=3,
+    round_seconds=0.01,
+    round_queries=10,
+    min_queries=10,
+    patience_seconds=0,
+)
 
 
 def artifact(name, tower="image"):
@@ -48,13 +60,16 @@ class Pretend:
     def peak_memory_bytes(self):
         return 1000
 
+    def placement(self):
+        return {"requested": "CPU", "operators": {"CPU": {"MatMul": 3}}}
+
     def close(self):
         self.log.append(("close", self.name))
 
 
 @pytest.fixture
 def pretend(monkeypatch):
-    monkeypatch.setattr(latency, "Worker", Pretend)
+    monkeypatch.setattr(local, "Worker", Pretend)
     monkeypatch.setattr(Pretend, "log", [])
     monkeypatch.setattr(Pretend, "refusals", {})
     return Pretend
@@ -65,7 +80,8 @@ def test_every_candidate_runs_once_in_each_round_in_changing_order(pretend):
     timings, _ = measure([artifact(str(n)) for n in (1, 2, 3)], cfg, progress=False)
     turns = [name for kind, name in pretend.log if kind == "run"]
     rounds = [tuple(turns[i : i + 3]) for i in range(0, len(turns), 3)]
-    assert len(rounds) == 16 and all(set(r) == {"1", "2", "3"} for r in rounds)
+    rounds = rounds[:16]  # then each one's peak memory is read
+    assert all(set(r) == {"1", "2", "3"} for r in rounds)
     assert len(set(rounds)) > 2
     assert [len(timing.rounds) for timing in timings] == [16, 16, 16]
 
@@ -73,7 +89,8 @@ def test_every_candidate_runs_once_in_each_round_in_changing_order(pretend):
 def test_each_session_opens_fresh_processes_and_closes_them(pretend):
     measure([artifact("1"), artifact("2")], QUICK, progress=False)
     kinds = [kind for kind, _ in pretend.log if kind != "run"]
-    assert kinds == ["open", "open", "close", "close"] * 2
+    sessions, aside = ["open", "open", "close", "close"] * 2, ["open", "close"] * 2
+    assert kinds == sessions + aside
 
 
 def test_rounds_go_on_until_every_candidate_has_enough_queries(pretend):
@@ -161,8 +178,6 @@ def test_more_threads_than_cores_are_refused():
 def bundle(tmp_path_factory):
     from tiny import tiny_clip
 
-    import export.onnx
-
     folder = tmp_path_factory.mktemp("bundle") / "onnx"
     export.onnx.write(tiny_clip(), export.onnx.Config(), folder)
     return folder
@@ -232,10 +247,56 @@ def test_script_without_a_main_guard_is_not_run_again(bundle, tmp_path):
 from pathlib import Path
 from benchmarks import run
 print("ran")
-cfg = run.Config(processes=1, rounds=2, round_seconds=0.01, min_queries=2, warmup_seconds=0)
-print(len(run.bench_bundles([Path({str(bundle)!r})], cfg)))
+cfg = run.Config(processes=1, rounds=2, round_seconds=0.01, min_queries=2, warmup_seconds=0,
+                 patience_seconds=0)
+print(len(run.bench_bundles([Path({str(bundle)!r})], cfg)["timings"]))
 """)
     environment = {**os.environ, "PYTHONPATH": str(Path(local.__file__).parents[2])}
     command = [sys.executable, str(script)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["ran", "2"]
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_scopes_do_more_and_more_and_give_the_model_s_embedding(bundle, tower):
+    about = Artifact("onnx", bundle, tower, 1, bundles.read(bundle).queries(tower), index_size=50)
+    encode = getattr(export.onnx.load(bundle, threads=1), f"encode_{tower}")
+    found = {}
+    for scope in ("model", "preprocess", "search"):
+        query, inputs = scopes.pipeline(replace(about, scope=scope), encode)
+        found[scope] = query(inputs[0])
+    assert torch.allclose(found["model"], found["preprocess"], atol=1e-5)
+    index = scopes._index(50, found["model"].shape[1])
+    assert (
+        found["search"].tolist()
+        == (index @ found["model"][0]).argsort(descending=True)[:10].tolist()
+    )
+
+
+def test_rounds_go_on_until_the_interval_is_narrow_or_patience_ends(pretend, monkeypatch):
+    noise = np.random.default_rng(0)
+    monkeypatch.setattr(Pretend, "run", lambda self, q, s: noise.uniform(1, 3) * np.ones((q, 2)))
+    impatient, _ = measure([artifact("1")], QUICK, progress=False)
+    cfg = QUICK.model_copy(update={"patience_seconds": 20, "max_interval": 0.2})
+    patient, _ = measure([artifact("1")], cfg, progress=False)
+    assert len(impatient[0].rounds) == 6 < len(patient[0].rounds)
+    low, high = summarise(patient[0], cfg)["p50_ms_ci95"]
+    assert (high - low) / summarise(patient[0], cfg)["p50_ms"] < 0.25
+
+
+def test_placement_and_peak_memory_come_from_a_process_that_is_not_timed(pretend):
+    timings, hosts = measure([artifact("1")], QUICK, progress=False)
+    assert timings[0].placement["operators"] == {"CPU": {"MatMul": 3}}
+    assert timings[0].peaks == [1000]
+    assert [name for kind, name in pretend.log if kind == "open"] == ["1"] * 3
+    assert hosts["local"]["energy"]
+
+
+def test_host_that_is_not_there_is_a_reason_for_all_its_rows(pretend, monkeypatch):
+    def describe(place):
+        raise Unavailable(f"no phone {place}")
+
+    monkeypatch.setattr(local, "describe", describe)
+    timings, hosts = measure([artifact("1"), artifact("2")], QUICK, progress=False)
+    assert [timing.unavailable for timing in timings] == ["no phone "] * 2
+    assert hosts == {"local": {"unavailable": "no phone "}}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import benchmarks
-from benchmarks import latency, machine, report, summary
-from benchmarks.hosts.local import Artifact
-from benchmarks.latency import Config, Timing
+from benchmarks import machine, report, summary
+from benchmarks.statistics import summarise
+from benchmarks.timing import Artifact, Config, Timing
 from compress.errors import PocketclipError
 
 ARTIFACTS = (  # artifact, target, precision, path, top1, ms of the image tower, bytes of it
@@ -49,9 +49,11 @@ def fabricated():
             if milliseconds:
                 made = timing(path, tower, milliseconds * scale)
                 baseline = baselines.setdefault(tower, made)
-                figures = latency.summarise(made, Config(), baseline)
+                figures = summarise(made, Config(), baseline)
                 about = {key: rows[-1][key] for key in ("path", "tower", "sha256")}
-                timings.append({**about, "threads": 1, **figures})
+                timings.append(
+                    {**about, "threads": 1, "scope": "model", "host": "local", **figures}
+                )
     return {
         "name": "<b>tiny</b>",
         "date": "2026-11-21T10:00:00+00:00",
