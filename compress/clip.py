@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from compress.errors import PocketclipError
 from compress.model import ClipConfig, ClipModel, causal_mask
 from compress.preprocess import Preprocess
 from compress.tokenizer import Tokenizer, TokenizerContract
+
+if TYPE_CHECKING:
+    from compress.work import Data
 
 SCHEMA_VERSION = 1
 
@@ -45,6 +48,8 @@ class Clip:
     name: str
     license: str
     provenance: tuple[dict[str, Any], ...] = ()
+    data: "Data | None" = None
+    """The recipe's data while it runs, for exporters that calibrate; never saved."""
 
     def with_model(self, model: ClipModel, step: dict[str, Any]) -> "Clip":
         """The same contracts around another model, with one more line of provenance."""

@@ -98,7 +98,7 @@ def _run_stage(models: _Models, step: Step, parent: str, folder: Path) -> None:
 def _run_export(models: _Models, step: Step, parent: str, folder: Path) -> None:
     exporter = plugin.find(plugin.EXPORTERS, step.name)
     try:
-        exporter.write(models.get(parent), step.config, folder)
+        exporter.write(replace(models.get(parent), data=models.data), step.config, folder)
     except export.Unavailable as reason:
         row = {"target": step.name, "precision": getattr(step.config, "precision", None)}
         atomic.write_json(folder / UNAVAILABLE, {**row, "reason": str(reason)})
@@ -120,6 +120,8 @@ def _export_job(models: _Models, step: Step, parent: Job, inside: str) -> Job:
     version = plugin.find(plugin.EXPORTERS, step.name).VERSION
     inputs = {"target": step.name, "version": version, "parent": parent.key}
     inputs["settings"] = step.config.model_dump(mode="json")
+    if getattr(step.config, "calibrates", False):
+        inputs["data"] = models.data.digest
     action = partial(_run_export, models, step, parent.folder)
     return Job(f"{inside}/{step.folder_name}", inputs, action, (parent.folder,))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compress.clip import Clip
 from compress.errors import GateFailed
-from export import Unavailable, _bundle
+from export import Unavailable, _batches, _bundle
 
 VERSION = 1
 REQUIRES = ""
@@ -173,17 +173,10 @@ def _session(path: Path, device: str, threads: int | None) -> Any:
 
 
 def _run(session: Any, rows: np.ndarray) -> Tensor:
-    """rows [B, ...] -> [B, E]; the last call is filled up with its first row."""
+    """rows [B, ...] -> [B, E]."""
     spec = session.get_inputs()[0]
-    batch = spec.shape[0]
-    outputs = []
-    for start in range(0, len(rows), batch):
-        part = rows[start : start + batch]
-        missing = batch - len(part)
-        if missing:
-            part = np.concatenate([part, np.repeat(part[:1], missing, axis=0)])
-        outputs.append(session.run(None, {spec.name: part})[0][: batch - missing])
-    return torch.from_numpy(np.concatenate(outputs))
+    call = lambda part: session.run(None, {spec.name: part})[0]  # noqa: E731
+    return _batches.run(call, rows, spec.shape[0])
 
 
 USAGE = '''\

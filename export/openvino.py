@@ -1,0 +1,224 @@
+"""OpenVINO for Intel CPUs, GPUs and NPUs: float, int8 through NNCF, or integer weights only.
+
+Left to itself OpenVINO computes in bfloat16 wherever the CPU can (cosine 0.998 and worse): the
+precision is pinned by `inference_precision`, written into the bundle, and read back after loading.
+"""
+
+import json
+import logging
+import platform
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from compress.clip import Clip
+from export import Unavailable, _batches, _bundle, _calibration
+from export import onnx as portable
+
+VERSION = 1
+REQUIRES = "openvino"
+
+Precision = Literal["fp32", "fp16", "int8", "int8-weights", "int4"]
+Inference = Literal["f32", "bf16", "f16"]
+MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.9, "int8-weights": 0.98, "int4": 0.9}
+
+
+class Config(BaseModel):
+    """Settings of the OpenVINO files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    precision: Precision = "fp32"
+    """fp32, fp16: type of the stored weights. int8: weights and activations, fixed ranges.
+    int8-weights, int4: weights only, computed in `inference_precision`."""
+    inference_precision: Inference = "f32"
+    """What everything that isn't an integer is computed in; bf16 is twice as fast on CPUs that
+    have it and costs about 1e-4 of cosine in narrow models, more in wide ones."""
+    smooth_quant: float | None = Field(default=0.6, ge=0, le=1)
+    """int8: how much of the activations' outliers moves into the weights; None: nothing."""
+    group_size: int = Field(default=32, ge=8)
+    """int4: weights that share a scale; divides the width of every layer."""
+    calibration: int = Field(default=128, ge=1)
+    """int8: number of training pairs that the ranges come from."""
+    batch: int = Field(default=1, ge=1)
+    """Images or texts per call, fixed in the graph."""
+    min_cosine: float | None = Field(default=None, ge=-1, le=1)
+    """Parity gate, worst cosine to the torch model; None: 0.9999 for fp32, 0.999 for fp16, 0.98
+    for int8-weights, 0.9 for int8 and int4."""
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the result depends on the training data."""
+        return self.precision == "int8"
+
+
+class OvEncoder:
+    """Both towers in OpenVINO.
+
+    Shapes: B any number of inputs, run in calls of the graph's own batch; E embedding.
+    """
+
+    def __init__(self, folder: Path, device: str, threads: int | None, inference: str) -> None:
+        self.image = _compile(folder / "image.xml", device, threads, inference)
+        self.text = _compile(folder / "text.xml", device, threads, inference)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """pixels [B, 3, H, W] float32 -> [B, E] float32, unit length."""
+        return _run(self.image, pixels.float().numpy(force=True))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """tokens [B, L] -> [B, E] float32, unit length."""
+        return _run(self.text, tokens.int().numpy(force=True))
+
+
+def write(clip: Clip, cfg: Config, out: Path) -> None:
+    """Export both towers as a whole bundle at `out`.
+
+    Raises GateFailed if the files disagree with the torch model; nothing is left at `out` then.
+    """
+    ov = _openvino()
+    if cfg.inference_precision not in _supported(ov):
+        raise Unavailable(f"this CPU has no {cfg.inference_precision} in OpenVINO")
+    samples = _calibration.collect(clip, cfg.calibration) if cfg.calibrates else None
+    with _bundle.writing(clip, out, spec(cfg, samples)) as folder:
+        for tower in _bundle.TOWERS:
+            source = folder / f"{tower}.onnx"
+            portable.save(portable.graph(clip, tower, cfg.batch, portable.Config().opset), source)
+            model = compress(ov.convert_model(source), tower, cfg, samples)
+            ov.save_model(model, folder / f"{tower}.xml", compress_to_fp16=cfg.precision == "fp16")
+            for file in folder.glob(f"{source.name}*"):
+                file.unlink()
+
+
+def load(folder: Path, device: str = "cpu", threads: int | None = None) -> OvEncoder:
+    """Open a bundle on `cpu`, `gpu` or `npu` at the precision that it was proved with.
+
+    `threads` None leaves the choice to OpenVINO.
+    """
+    folder = Path(folder)
+    about = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    return OvEncoder(folder, device, threads, about["runtime"]["inference_precision"])
+
+
+def spec(cfg: Config, samples: _calibration.Calibration | None = None) -> _bundle.Spec:
+    """What the bundle's pages say of this target."""
+    gate = MIN_COSINE[cfg.precision] if cfg.min_cosine is None else cfg.min_cosine
+    versions = {"openvino": _openvino().__version__, "cpu": platform.machine()}
+    runtime: dict[str, Any] = {
+        "inference_precision": cfg.inference_precision,
+        "proved_with": versions,
+    }
+    if samples:
+        runtime |= {"calibration": samples.record(), "smooth_quant": cfg.smooth_quant}
+    opener = partial(OvEncoder, device="cpu", threads=None, inference=cfg.inference_precision)
+    return _bundle.Spec(
+        "openvino",
+        cfg.precision,
+        "xml",
+        cfg.batch,
+        gate,
+        opener,
+        USAGE,
+        runtime,
+        requirements="openvino",
+    )
+
+
+def compress(model: Any, tower: str, cfg: Config, samples: _calibration.Calibration | None) -> Any:
+    """A float OpenVINO model -> the same with the integers that `cfg.precision` asks for."""
+    if cfg.precision in ("fp32", "fp16"):
+        return model
+    nncf = _nncf()
+    if cfg.precision == "int8-weights":
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+    if cfg.precision == "int4":
+        mode = nncf.CompressWeightsMode.INT4_SYM
+        return nncf.compress_weights(
+            model, mode=mode, group_size=cfg.group_size, ratio=1.0, all_layers=True
+        )
+    assert samples is not None
+    alpha = -1.0 if cfg.smooth_quant is None else cfg.smooth_quant
+    rows = [np.repeat(row, cfg.batch, axis=0) for row in samples.rows(tower)]
+    return nncf.quantize(
+        model,
+        nncf.Dataset(rows),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(rows),
+        fast_bias_correction=True,
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha)
+        ),
+    )
+
+
+def _compile(path: Path, device: str, threads: int | None, inference: str) -> Any:
+    ov = _openvino()
+    core = ov.Core()
+    if device.upper() not in core.available_devices:
+        raise Unavailable(f"OpenVINO finds no {device} here")
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    settings["INFERENCE_PRECISION_HINT"] = inference
+    if device == "cpu":
+        settings["NUM_STREAMS"] = 1
+        settings |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+    compiled = core.compile_model(path, device.upper(), settings)
+    found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if found != inference:
+        raise Unavailable(f"OpenVINO computes in {found} here, the bundle is for {inference}")
+    return compiled
+
+
+def _run(compiled: Any, rows: np.ndarray) -> Tensor:
+    """rows [B, ...] -> [B, E]."""
+    request = compiled.create_infer_request()
+    call = lambda part: request.infer({0: np.ascontiguousarray(part)}, share_inputs=True)[0]  # noqa: E731
+    return _batches.run(call, rows, compiled.input(0).shape[0])
+
+
+def _supported(ov: Any) -> set[str]:
+    names = {"FP32": "f32", "FP16": "f16", "BF16": "bf16"}
+    capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return {names[name] for name in capabilities if name in names}
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ImportError:
+        raise Unavailable("openvino is not installed: pip install 'pocketclip[openvino]'") from None
+    return openvino
+
+
+def _nncf() -> Any:
+    try:
+        import nncf
+    except ImportError:
+        raise Unavailable("nncf is not installed: pip install 'pocketclip[openvino]'") from None
+    logging.getLogger("nncf").setLevel(logging.WARNING)
+    return nncf
+
+
+USAGE = '''\
+import openvino
+
+core = openvino.Core()
+
+
+def open_tower(tower):
+    """A function from one input array to its embedding."""
+    entry = bundle[tower]
+    # Without the hint OpenVINO may choose bfloat16, whose embeddings differ.
+    precision = bundle["runtime"]["inference_precision"]
+    settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    model = core.compile_model(entry["file"], "CPU", settings)
+
+    def run(array):
+        feed = np.repeat(array[None], entry["input"]["shape"][0], axis=0)
+        return model(feed)[0][0]
+
+    return run
+'''
