@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,13 +28,26 @@ class Data:
     classes_file: Path | None = None
     templates: Sequence[str] = ("{}",)
     image_size: int = 64
+    template_captions: bool = False
+    """Whether training pairs also have their name in every template as captions."""
 
     @cached_property
     def pairs(self) -> "Pairs":
         """The training pairs, images at `image_size` pixels."""
         if not self.train:
             raise PocketclipError("data.train: this recipe names no shards, but a stage needs them")
-        return _load(self.train, self.image_size)
+        pairs = _load(self.train, self.image_size)
+        if not self.template_captions:
+            return pairs
+        captions = [
+            list(dict.fromkeys([*own, *(template.format(name) for template in self.templates)]))
+            for own, name in zip(pairs.captions, pairs.names, strict=True)
+        ]
+        return replace(pairs, captions=captions)
+
+    def prompted(self) -> "Data":
+        """The same data with `template_captions`."""
+        return replace(self, template_captions=True)
 
     @cached_property
     def _splits(self) -> dict[str, "Pairs"]:
@@ -59,7 +72,8 @@ class Data:
     @cached_property
     def digest(self) -> str:
         """sha256 of all that a stage may learn from."""
-        return _digest(self.train, self.classes_file, self.templates, self.image_size)
+        words = [*self.templates, *(["template captions"] if self.template_captions else [])]
+        return _digest(self.train, self.classes_file, words, self.image_size)
 
     @cached_property
     def evaluation_digest(self) -> str:

@@ -61,3 +61,15 @@ def test_bad_class_file_names_the_entry(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(PocketclipError, match="not a readable JSON class file"):
         read_classes(path)
+
+
+def test_template_captions_add_the_prompts_to_training_only(data: Data) -> None:
+    data = replace(data, templates=("{}", "an emoji of {}"))
+    more = replace(data, template_captions=True)
+    name = data.pairs.names[0]
+    assert more.pairs.captions[0] == list(
+        dict.fromkeys([*data.pairs.captions[0], name, f"an emoji of {name}"])
+    )
+    split = next(iter(data.evaluate))
+    assert more.split(split).captions == data.split(split).captions
+    assert more.digest != data.digest

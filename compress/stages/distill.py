@@ -53,6 +53,9 @@ class Config(Training):
     """Stored augmentations of each image."""
     augment: Augment = Augment()
     """How strongly the images vary, the same for teacher and student."""
+    template_captions: bool = False
+    """Whether each training pair also has its name in every template of `data.templates` as a
+    caption, so that the student reads the prompts it will be asked with."""
     phases: tuple[Phase, ...] = ()
     """The student's resolutions over time; the teacher always sees its own."""
 
@@ -86,6 +89,8 @@ class Batch:
 def run(work: Work, cfg: Config, out: Path) -> Work:
     """Train a copy of `work.clip` to mimic `work.teacher`, which may be the same model; continues
     from a checkpoint in `out`."""
+    if cfg.template_captions:
+        work = replace(work, data=work.data.prompted())
     student = replace(work.clip, model=copy.deepcopy(work.clip.model))
     teacher = work.teacher
     student.model.to(work.device)

@@ -25,6 +25,9 @@ class Config(Training):
     """Resolutions over time; empty means the model's own from the start."""
     augment: Augment = Augment()
     """How strongly the images vary."""
+    template_captions: bool = False
+    """Whether each training pair also has its name in every template of `data.templates` as a
+    caption: a text tower that never read its prompts ranks classes worse with them than without."""
     bank_weight: float = Field(default=1.0, ge=0)
     """Weight of the cross entropy over the names of all training concepts; 0 costs nothing."""
     bank_every: int = Field(default=50, ge=1)
@@ -44,6 +47,8 @@ class Config(Training):
 
 def run(work: Work, cfg: Config, out: Path) -> Work:
     """Train a copy of `work.clip` on the training pairs; continues from a checkpoint in `out`."""
+    if cfg.template_captions:
+        work = replace(work, data=work.data.prompted())
     clip = replace(work.clip, model=copy.deepcopy(work.clip.model).to(work.device))
     sampler = Sampler(work.data.pairs)
     check_phases(cfg.phases, clip.model.config.vision, "pretrain")
