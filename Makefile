@@ -33,7 +33,7 @@ data: $(CORE) ## build the embedded shards again from their packages (needs npm 
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[data]'
 	$(BIN)/python recipes/emoji/build_data.py
 
-teacher: $(CORE) ## train the embedded teacher again (about 100 minutes)
+teacher: $(CORE) ## train the embedded teacher again (about two hours and a half)
 	$(BIN)/pocketclip run recipes/emoji/teacher.yaml
 	rm -rf recipes/emoji/teacher
 	cp -r runs/emoji-teacher/export/open_clip-fp16 recipes/emoji/teacher
