@@ -9,6 +9,7 @@ from compress import inspect
 from compress.clip import Clip, Encoder, TorchEncoder
 from compress.embeddings import Contracts, Embeddings, embed, headline_split
 from compress.evaluate import Config, measure
+from compress.model import num_embedding_params
 from compress.work import Data
 from export import Unavailable
 
@@ -108,7 +109,7 @@ def num_params(clip: Clip, tower: str) -> dict[str, int]:
     module = getattr(clip.model, tower)
     return {
         "num_params": sum(parameter.numel() for parameter in module.parameters()),
-        "num_embedding_params": clip.model.text.token.weight.numel() if tower == "text" else 0,
+        "num_embedding_params": num_embedding_params(clip.model) if tower == "text" else 0,
         "num_macs": inspect.describe(clip)[tower]["num_macs"],
     }
 

@@ -8,12 +8,12 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from compress.clip import Clip
 from compress.data.pairs import Pairs
 from compress.errors import PocketclipError
-from compress.model import ImageTower, TextTower
+from compress.model import TextTower
 
 IMAGE_CHUNK = 64  # images per forward pass: more spill the caches of a CPU core
 TEXT_CHUNK = 128
@@ -66,7 +66,7 @@ class Sampler:
         return [c[int(w * len(c))] for c, w in zip(captions, which, strict=True)]
 
 
-def embed_images(tower: ImageTower, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+def embed_images(tower: nn.Module, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
     """Unit embeddings in float32, computed in chunks. pixels [B, 3, S, S] -> [B, E]."""
     chunks = [
         tower(pixels[i : i + IMAGE_CHUNK], keep=None if keep is None else keep[i : i + IMAGE_CHUNK])
@@ -75,13 +75,13 @@ def embed_images(tower: ImageTower, pixels: Tensor, keep: Tensor | None = None) 
     return F.normalize(torch.cat(chunks).float(), dim=-1)
 
 
-def embed_texts(tower: TextTower, tokens: Tensor) -> Tensor:
+def embed_texts(tower: nn.Module, tokens: Tensor) -> Tensor:
     """Unit embeddings in float32. tokens [B, L] -> [B, E].
 
     A causal tower that pools at the end of the text cannot see what follows it: texts are sorted by
     length and cut, which is exact and several times cheaper than full padding.
     """
-    if not (tower.config.causal and tower.config.pooling == "argmax"):
+    if not isinstance(tower, TextTower) or not tower.config.sees_no_padding:
         return F.normalize(tower(tokens).float(), dim=-1)
     lengths = tokens.argmax(dim=-1) + 1
     order = lengths.argsort()

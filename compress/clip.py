@@ -16,8 +16,9 @@ from torch import Tensor
 
 from compress import atomic
 from compress.errors import PocketclipError
-from compress.model import ClipConfig, ClipModel, causal_mask
+from compress.model import ClipModel, fill_buffers_
 from compress.preprocess import Preprocess
+from compress.structure import ClipConfig
 from compress.tokenizer import Tokenizer, TokenizerContract
 
 if TYPE_CHECKING:
@@ -127,9 +128,10 @@ def load(folder: Path) -> Clip:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, as float32."""
+    """Tensors of a safetensors file, as float32; counters stay integers."""
     try:
-        return {name: tensor.float() for name, tensor in load_file(path).items()}
+        tensors = load_file(path)
+        return {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
     except FileNotFoundError:
         raise PocketclipError(f"{path}: no such file") from None
     except SafetensorError as error:
@@ -147,7 +149,7 @@ def build(config: ClipConfig, state: dict[str, Tensor], source: Path | str) -> C
     if problems:
         raise PocketclipError(f"{source}: weights do not fit the model: " + "; ".join(problems))
     model.load_state_dict(state, strict=True, assign=True)
-    model.text.mask = causal_mask(config.text)
+    fill_buffers_(model)
     return model.eval()
 
 

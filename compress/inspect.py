@@ -1,15 +1,17 @@
-"""What a model is, in figures: parameters, multiply-adds, structure, contracts, licence.
-
-Shapes: N tokens, D width, H heads, K head width, M MLP width, E embedding.
-"""
+"""What a model is, in figures: parameters, multiply-adds, structure, contracts, licence."""
 
 from typing import Any
 
+import torch
 from rich.console import Group
 from rich.table import Table
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from compress.clip import Clip
-from compress.model import ImageTower, TextTower, TowerConfig
+from compress.model import ClipModel, num_embedding_params
+from compress.structure import ClipConfig, TextConfig, TowerConfig, UpstreamConfig, VisionConfig
+from compress.upstream import needs_folding
 
 BYTES_PER_FLOAT = 4
 
@@ -17,75 +19,79 @@ BYTES_PER_FLOAT = 4
 def describe(clip: Clip) -> dict[str, Any]:
     """The facts of a model, ready for JSON; sizes as float32, multiply-adds for one sample."""
     model = clip.model
+    macs = num_macs(model.config)
     return {
         "name": clip.name,
         "license": clip.license,
         "embed_dim": model.config.embed_dim,
         "logit_scale": model.logit_scale.exp().item(),
+        "logit_bias": None if model.logit_bias is None else model.logit_bias.item(),
         "num_params": sum(p.numel() for p in model.parameters()),
         "size_bytes": sum(p.numel() for p in model.parameters()) * BYTES_PER_FLOAT,
-        "image": image_tower(model.image, model.config.embed_dim),
-        "text": text_tower(model.text, model.config.embed_dim),
+        "image": image_tower(model) | {"num_macs": macs["image"]},
+        "text": text_tower(model) | {"num_macs": macs["text"]},
         "preprocess": clip.preprocess.model_dump(mode="json"),
         "tokenizer": clip.tokenizer.contract.model_dump(mode="json"),
         "provenance": list(clip.provenance),
     }
 
 
-def image_tower(tower: ImageTower, embed_dim: int) -> dict[str, Any]:
-    """The facts of an image tower."""
-    config = tower.config
-    patches = config.grid**2
-    patch_macs = patches * 3 * config.patch_size**2 * config.width
+def num_macs(config: ClipConfig) -> dict[str, int]:
+    """Multiply-adds of each tower for one sample; looking a token up multiplies nothing."""
+    with torch.device("meta"):
+        model = ClipModel(config).eval()
+        size = config.vision.image_size
+        inputs = {
+            "image": torch.zeros(1, 3, size, size),
+            "text": torch.zeros(1, config.text.context_length, dtype=torch.int32),
+        }
+    found = {}
+    for tower, example in inputs.items():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            getattr(model, tower)(example)
+        found[tower] = counter.get_total_flops() // 2
+    return found
+
+
+def image_tower(model: ClipModel) -> dict[str, Any]:
+    """The facts of an image tower; None for what the towers of other libraries don't have."""
+    config = model.config.vision
     return {
-        **_tower(tower, config, 0),
-        "num_macs": patch_macs + _macs(config, config.num_tokens, embed_dim),
-        "num_tokens": config.num_tokens,
+        **_tower(model.image, config, 0),
+        "num_tokens": config.num_tokens if isinstance(config, VisionConfig) else None,
         "image_size": config.image_size,
-        "patch_size": config.patch_size,
-        "pooling": config.pooling,
+        "patch_size": config.patch_size if isinstance(config, VisionConfig) else None,
     }
 
 
-def text_tower(tower: TextTower, embed_dim: int) -> dict[str, Any]:
-    """The facts of a text tower; looking a token up multiplies nothing."""
-    config = tower.config
+def text_tower(model: ClipModel) -> dict[str, Any]:
+    """The facts of a text tower."""
+    config = model.config.text
     return {
-        **_tower(tower, config, tower.token.weight.numel()),
-        "num_macs": _macs(config, config.context_length, embed_dim),
+        **_tower(model.text, config, num_embedding_params(model)),
         "num_tokens": config.context_length,
         "vocab_size": config.vocab_size,
-        "causal": config.causal,
-        "pooling": config.pooling,
+        "causal": config.causal if isinstance(config, TextConfig) else None,
     }
 
 
 def _tower(
-    tower: ImageTower | TextTower, config: TowerConfig, num_embedding_params: int
+    tower: nn.Module, config: TowerConfig | UpstreamConfig, num_embedding_params: int
 ) -> dict[str, Any]:
     num_params = sum(p.numel() for p in tower.parameters())
+    shape: dict[str, Any] = {"kind": "transformer", "folded": None}
+    if isinstance(config, UpstreamConfig):
+        shape = {"kind": config.name, "folded": not needs_folding(tower)}
+    keys = ("num_layers", "width", "head_width", "heads", "mlp_width", "activation", "pooling")
+    for key in keys:
+        value = getattr(config, key, None)
+        shape[key.removeprefix("num_")] = list(value) if isinstance(value, tuple) else value
     return {
+        **shape,
         "num_params": num_params,
         "num_embedding_params": num_embedding_params,
         "size_bytes": num_params * BYTES_PER_FLOAT,
-        "layers": config.num_layers,
-        "width": config.width,
-        "head_width": config.head_width,
-        "heads": list(config.heads),
-        "mlp_width": list(config.mlp_width),
-        "activation": config.activation,
     }
-
-
-def _macs(config: TowerConfig, num_tokens: int, embed_dim: int) -> int:
-    """Multiply-adds of the blocks and the projection for one sample of N tokens."""
-    total = config.width * embed_dim
-    for heads, mlp_width in zip(config.heads, config.mlp_width, strict=True):
-        attention_width = heads * config.head_width
-        projections = 4 * num_tokens * config.width * attention_width  # q, k, v, out
-        mixing = 2 * num_tokens**2 * attention_width  # scores, weighted values
-        total += projections + mixing + 2 * num_tokens * config.width * mlp_width
-    return total
 
 
 def render(facts: dict[str, Any]) -> Group:
@@ -99,11 +105,12 @@ def render(facts: dict[str, Any]) -> Group:
     ):
         towers.add_row(label, _millions(image[key]), _millions(text[key]))
     towers.add_row("size as float32", *(f"{t['size_bytes'] / 1e6:.1f} MB" for t in (image, text)))
-    for label in ("layers", "width", "heads", "mlp_width", "activation", "pooling"):
+    for label in ("kind", "layers", "width", "heads", "mlp_width", "activation", "pooling"):
         towers.add_row(label.replace("_", " "), _short(image[label]), _short(text[label]))
+    patches = f", patch {image['patch_size']}, {image['num_tokens']} tokens"
     towers.add_row(
         "input",
-        f"{image['image_size']} px, patch {image['patch_size']}, {image['num_tokens']} tokens",
+        f"{image['image_size']} px{patches if image['patch_size'] else ''}",
         f"{text['num_tokens']} tokens of {text['vocab_size']}",
     )
     about = Table("", "", box=None, pad_edge=False, show_header=False)
@@ -122,6 +129,8 @@ def _millions(count: int) -> str:
 
 def _short(value: Any) -> str:
     """One value where all layers or channels agree, else all of them."""
+    if value is None:
+        return "-"
     if not isinstance(value, list):
         return str(value)
     return str(value[0]) if len(set(value)) == 1 else " ".join(str(v) for v in value)

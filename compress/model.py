@@ -2,167 +2,30 @@
 
 Shapes: B batch, N image tokens, L text tokens, D width, H heads, K head width, E embedding.
 Plain-ViT models are converted into these towers on load (`sources/`), so that a pruned model of
-irregular shape saves, loads and exports like any other.
+irregular shape saves, loads and exports like any other; other towers stay as their library builds
+them, behind the same interface (`upstream.py`).
 """
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
-Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
+from compress.errors import PocketclipError
+from compress.layers import AttentionPool, Block, norm, projection
+from compress.structure import (
+    ClipConfig,
+    TextConfig,
+    UpstreamText,
+    UpstreamVision,
+    VisionConfig,
+)
+from compress.upstream import UpstreamTower
+from compress.upstream import fill_buffers_ as fill_upstream_buffers_
 
 # Finite, so that half precision and integer graphs hold it; exp(-1e4) is exactly 0 in float32.
 MASKED = -1e4
-
-
-class TowerConfig(BaseModel):
-    """What both towers share; one entry of `heads` and `mlp_width` per layer."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    width: int
-    """Residual stream width D."""
-    head_width: int
-    """Width K of each attention head."""
-    heads: tuple[int, ...]
-    """Number of attention heads, per layer; heads * head_width may differ from width."""
-    mlp_width: tuple[int, ...]
-    """Hidden width of the MLP, per layer."""
-    activation: Activation = "gelu"
-    """MLP activation; OpenAI's checkpoints use quick_gelu."""
-    layer_norm_eps: float = 1e-5
-    """Epsilon of every layer norm."""
-
-    @model_validator(mode="after")
-    def _layers_agree(self) -> "TowerConfig":
-        if len(self.heads) != len(self.mlp_width):
-            raise ValueError(
-                f"heads names {len(self.heads)} layers, mlp_width {len(self.mlp_width)}"
-            )
-        return self
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.heads)
-
-
-class VisionConfig(TowerConfig):
-    """The image tower: patches of `patch_size` pixels, a class token, a transformer."""
-
-    image_size: int
-    """Side of the square input in pixels."""
-    patch_size: int
-    """Side of a patch in pixels; divides image_size."""
-    pooling: Literal["class", "mean"] = "class"
-    """What becomes the embedding: the class token, or the mean over patch tokens."""
-    class_token: bool = True
-    """Whether a learnt class token stands before the patch tokens."""
-    pre_norm: bool = True
-    """Whether a layer norm stands before the first block."""
-    patch_bias: bool = False
-    """Whether the patch projection has a bias."""
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
-
-    @property
-    def num_tokens(self) -> int:
-        return self.grid**2 + int(self.class_token)
-
-
-class TextConfig(TowerConfig):
-    """The text tower: token and position embeddings, a transformer, one pooled token."""
-
-    vocab_size: int
-    """Rows of the token embedding."""
-    context_length: int
-    """Tokens of one text, padding included."""
-    pooling: Literal["argmax", "last", "first"] = "argmax"
-    """Which token becomes the embedding; argmax is the highest id, CLIP's end of text."""
-    causal: bool = True
-    """Whether a token sees only those before it."""
-
-
-class ClipConfig(BaseModel):
-    """Structure of a whole model, as written to model.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    embed_dim: int
-    """Width E of the shared embedding space."""
-    vision: VisionConfig
-    """The image tower."""
-    text: TextConfig
-    """The text tower."""
-    logit_bias: bool = False
-    """Whether a learnt logit bias exists (SigLIP)."""
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with q, k and v in one projection, written out for export."""
-
-    def __init__(self, width: int, heads: int, head_width: int) -> None:
-        super().__init__()
-        self.heads, self.head_width = heads, head_width
-        self.qkv = nn.Linear(width, 3 * heads * head_width)
-        self.out = nn.Linear(heads * head_width, width)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [B, N, D], mask [N, N] added to the scores -> [B, N, D]."""
-        batch, tokens, _ = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, self.head_width)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, K]
-        scores = (q * self.head_width**-0.5) @ k.transpose(-2, -1)  # [B, H, N, N]
-        if mask is not None:
-            scores = scores + mask
-        mixed = scores.softmax(dim=-1).to(v.dtype) @ v  # [B, H, N, K]
-        return self.out(mixed.transpose(1, 2).reshape(batch, tokens, self.heads * self.head_width))
-
-
-class Mlp(nn.Module):
-    """Two linear layers around the activation."""
-
-    def __init__(self, width: int, hidden: int, activation: Activation) -> None:
-        super().__init__()
-        self.activation = activation
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.up(x)
-        if self.activation == "quick_gelu":
-            return self.down(hidden * torch.sigmoid(1.702 * hidden))
-        return self.down(
-            F.gelu(hidden, approximate="tanh" if self.activation == "gelu_tanh" else "none")
-        )
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block; `drop_path` skips a branch for whole samples in training."""
-
-    def __init__(self, config: TowerConfig, layer: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.attention = Attention(config.width, config.heads[layer], config.head_width)
-        self.norm2 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.mlp = Mlp(config.width, config.mlp_width[layer], config.activation)
-        self.drop_path = 0.0
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self._dropped(self.attention(self.norm1(x), mask))
-        return x + self._dropped(self.mlp(self.norm2(x)))
-
-    def _dropped(self, branch: Tensor) -> Tensor:
-        if not (self.training and self.drop_path):
-            return branch
-        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path
-        return branch * kept / (1 - self.drop_path)
 
 
 class ImageTower(nn.Module):
@@ -175,11 +38,12 @@ class ImageTower(nn.Module):
         self.patch = nn.Conv2d(3, width, patch, stride=patch, bias=config.patch_bias)
         self.class_token = nn.Parameter(torch.zeros(width)) if config.class_token else None
         self.position = nn.Parameter(torch.zeros(config.num_tokens, width))
-        norm = lambda: nn.LayerNorm(width, eps=config.layer_norm_eps)  # noqa: E731
-        self.norm_pre = norm() if config.pre_norm else nn.Identity()
+        self.norm_pre = norm(config.pre_norm, width, config)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
-        self.norm_post = norm()
-        self.projection = nn.Linear(width, embed_dim, bias=False)
+        self.norm_post = norm(config.norm_before_pooling, width, config)
+        self.pool = AttentionPool(config) if config.pooling == "attention" else None
+        self.norm_pooled = norm(config.norm_after_pooling, config.pooled_width, config)
+        self.projection = projection(config, config.pooled_width, embed_dim)
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Embed images.
@@ -199,9 +63,15 @@ class ImageTower(nn.Module):
         x = self.norm_pre(x)
         for block in self.blocks:
             x = block(x)
-        x = x[:, 0] if self.config.pooling == "class" else x[:, int(self.config.class_token) :]
-        x = self.norm_post(x)
-        return self.projection(x if self.config.pooling == "class" else x.mean(dim=1))
+        return self.projection(self.norm_pooled(self._pooled(x)))
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        """x [B, N, D] -> [B, pooled width]; one token needs the norm of no other."""
+        if self.pool is not None:
+            return self.pool(self.norm_post(x))
+        if self.config.pooling == "class":
+            return self.norm_post(x[:, 0])
+        return self.norm_post(x[:, int(self.config.class_token) :]).mean(dim=1)
 
     def _position(self, grid: int) -> Tensor:
         if grid == self.config.grid:
@@ -215,7 +85,7 @@ class ImageTower(nn.Module):
 
 def causal_mask(config: TextConfig) -> Tensor | None:
     """[L, L] with 0 where a token may look and MASKED above the diagonal; None if not causal."""
-    length = config.context_length
+    length = config.num_tokens
     return torch.full((length, length), MASKED).triu(1) if config.causal else None
 
 
@@ -228,26 +98,52 @@ class TextTower(nn.Module):
         super().__init__()
         self.config = config
         self.token = nn.Embedding(config.vocab_size, config.width)
-        self.position = nn.Parameter(torch.zeros(config.context_length, config.width))
+        self.class_token = nn.Parameter(torch.zeros(config.width)) if config.class_token else None
+        self.position = nn.Parameter(torch.zeros(config.num_tokens, config.width))
+        self.norm_embedding = norm(config.embedding_norm, config.width, config)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
-        self.norm_final = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.projection = nn.Linear(config.width, embed_dim, bias=False)
+        self.norm_final = norm(config.final_norm, config.width, config)
+        self.projection = projection(config, config.width, embed_dim)
         self.register_buffer("mask", causal_mask(config), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [B, L] ids, L up to the context length -> [B, E], not unit length."""
-        length = tokens.shape[1]
-        x = self.token(tokens) + self.position[:length]  # [B, L, D]
-        mask = None if self.mask is None else self.mask[:length, :length]
+        x = self.token(tokens)  # [B, L, D]
+        if self.class_token is not None:
+            x = torch.cat([x, self.class_token.expand(len(x), 1, -1)], dim=1)
+        x = self.norm_embedding(x + self.position[: x.shape[1]])
+        mask = self._mask(tokens)
         for block in self.blocks:
             x = block(x, mask)
         return self.projection(self._pooled(self.norm_final(x), tokens))
 
+    def _mask(self, tokens: Tensor) -> Tensor | None:
+        """What is added to the scores: [N, N], [B, 1, 1, N] or [B, 1, N, N]; None for nothing."""
+        causal = self.mask
+        if causal is not None:
+            length = tokens.shape[1] + int(self.config.class_token)
+            causal = causal[:length, :length]
+        if self.config.pad_id is None:
+            return causal
+        padding = torch.eq(tokens, self.config.pad_id)
+        if self.class_token is not None:
+            # CoCa's released weights were trained with this mask, shifted by one token.
+            padding = torch.cat([padding.new_zeros(len(padding), 1), padding], dim=1)
+        keys = (padding.to(self.position.dtype) * MASKED)[:, None, None]
+        return keys if causal is None else keys + causal
+
     def _pooled(self, x: Tensor, tokens: Tensor) -> Tensor:
-        if self.config.pooling == "first":
-            return x[:, 0]
-        if self.config.pooling == "last":
+        """x [B, N, D] -> [B, D]."""
+        pooling = self.config.pooling
+        if pooling == "last" or self.class_token is not None:
             return x[:, -1]
+        if pooling == "first":
+            return x[:, 0]
+        if pooling == "mean":
+            kept = (tokens != self.config.pad_id).to(x.dtype).unsqueeze(-1)  # [B, N, 1]
+            return (x * kept).sum(dim=1) / kept.sum(dim=1)
+        if pooling == "end":
+            tokens = (tokens == self.config.end_id).to(torch.int32)
         end = tokens.argmax(dim=-1)  # [B]
         return x.gather(1, end.view(-1, 1, 1).expand(-1, 1, x.shape[-1])).squeeze(1)
 
@@ -258,8 +154,16 @@ class ClipModel(nn.Module):
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.config = config
-        self.image = ImageTower(config.vision, config.embed_dim)
-        self.text = TextTower(config.text, config.embed_dim)
+        self.image: ImageTower | UpstreamTower
+        self.text: TextTower | UpstreamTower
+        if isinstance(config.vision, UpstreamVision):
+            self.image = UpstreamTower(config.vision, config.embed_dim)
+        else:
+            self.image = ImageTower(config.vision, config.embed_dim)
+        if isinstance(config.text, UpstreamText):
+            self.text = UpstreamTower(config.text, config.embed_dim)
+        else:
+            self.text = TextTower(config.text, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if config.logit_bias else None
 
@@ -272,20 +176,62 @@ class ClipModel(nn.Module):
         return self.text(tokens)
 
 
-def initialise_(model: ClipModel) -> None:
-    """Random weights in place, from torch's global generator (CLIP's scheme)."""
+def fill_buffers_(model: ClipModel) -> None:
+    """Give a model built on the meta device the tensors that no file holds."""
+    if isinstance(model.text, TextTower):
+        model.text.mask = causal_mask(model.text.config)
     for tower in (model.image, model.text):
-        width, depth = tower.config.width, max(tower.config.num_layers, 1)
-        for module in tower.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for block in tower.blocks:
-            assert isinstance(block, Block)
-            for last in (block.attention.out, block.mlp.down):
-                nn.init.normal_(last.weight, std=last.in_features**-0.5 * (2 * depth) ** -0.5)
-        nn.init.normal_(tower.position, std=0.01 if tower is model.text else width**-0.5)
-    if model.image.class_token is not None:
-        nn.init.normal_(model.image.class_token, std=model.config.vision.width**-0.5)
-    nn.init.normal_(model.text.token.weight, std=0.02)
+        if isinstance(tower, UpstreamTower):
+            fill_upstream_buffers_(tower, model.config.embed_dim)
+
+
+def num_embedding_params(model: ClipModel) -> int:
+    """Weights of the token table, which is looked up only."""
+    tables = (module for module in model.text.modules() if isinstance(module, nn.Embedding))
+    return sum(table.weight.numel() for table in tables)
+
+
+def plain_image_tower(model: ClipModel, place: str) -> ImageTower:
+    """The image tower; PocketclipError unless it is ours. `place` is the stage that asks."""
+    if isinstance(model.image, UpstreamTower):
+        raise PocketclipError(f"{place} needs a ViT image tower; this is {model.image.config.name}")
+    return model.image
+
+
+def plain_text_tower(model: ClipModel, place: str) -> TextTower:
+    """The text tower; PocketclipError unless it is ours."""
+    if isinstance(model.text, UpstreamTower):
+        name = model.text.config.name
+        raise PocketclipError(f"{place} needs a transformer text tower; this is {name}")
+    return model.text
+
+
+def initialise_(model: ClipModel) -> None:
+    """Random weights in place, from torch's global generator (CLIP's scheme).
+
+    Towers of other libraries keep the weights that these drew when they built them.
+    """
+    if isinstance(model.image, ImageTower):
+        _initialise_tower_(model.image, model.image.config.width**-0.5)
+        for token in (model.image.class_token, getattr(model.image.pool, "query", None)):
+            if token is not None:
+                nn.init.normal_(token, std=model.image.config.width**-0.5)
+    if isinstance(model.text, TextTower):
+        _initialise_tower_(model.text, 0.01)
+        nn.init.normal_(model.text.token.weight, std=0.02)
+        if model.text.class_token is not None:
+            nn.init.normal_(model.text.class_token, std=0.01)
+
+
+def _initialise_tower_(tower: ImageTower | TextTower, position_std: float) -> None:
+    depth = max(tower.config.num_layers, 1)
+    for module in tower.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for block in tower.blocks:
+        assert isinstance(block, Block)
+        for last in (block.attention.out, block.mlp.down):
+            nn.init.normal_(last.weight, std=last.in_features**-0.5 * (2 * depth) ** -0.5)
+    nn.init.normal_(tower.position, std=position_std)

@@ -16,7 +16,7 @@ from tokenizers import processors
 
 from compress.clip import Clip, TorchEncoder
 from compress.errors import PocketclipError
-from compress.model import TowerConfig
+from compress.structure import TowerConfig, plain_text, plain_vision
 from export import Unavailable, _bundle
 
 REQUIRES = ""
@@ -95,7 +95,7 @@ def load(folder: Path, device: str = "cpu", threads: int | None = None) -> Torch
 def open_clip_config(clip: Clip) -> dict[str, Any]:
     """open_clip_config.json as data: `model_cfg`, `preprocess_cfg`, and the licence beside them."""
     config, contract = clip.model.config, clip.tokenizer.contract
-    vision, text = config.vision, config.text
+    vision, text = plain_vision(config, "open_clip"), plain_text(config, "open_clip")
     model = {
         "embed_dim": config.embed_dim,
         "quick_gelu": vision.activation == "quick_gelu",
@@ -144,7 +144,7 @@ def marked_tokenizer(clip: Clip) -> tuple[str, dict[str, Any]]:
     a text that spells it, and no token before the end can see it.
     """
     contract, vocabulary = clip.tokenizer.contract, clip.tokenizer.tokenizer
-    causal = clip.model.config.text.causal
+    causal = plain_text(clip.model.config, "open_clip").causal
     ids = {
         "bos_token": contract.start_id,
         "eos_token": contract.end_id,

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from compress import clip
 from compress.errors import PocketclipError
-from compress.model import Activation, ClipConfig, ClipModel, TextConfig, VisionConfig
+from compress.model import ClipModel
 from compress.preprocess import Preprocess
+from compress.structure import Activation, ClipConfig, TextConfig, VisionConfig
 from compress.tokenizer import Tokenizer, TokenizerContract, byte_pairs, marks, read
 
 # Scalars that OpenAI's files keep among the weights, and masks of early open_clip versions.

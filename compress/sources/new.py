@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compress.clip import Clip
 from compress.errors import PocketclipError
-from compress.model import ClipConfig, ClipModel, initialise_
+from compress.model import ClipModel, initialise_
 from compress.preprocess import Preprocess
 from compress.sources._fit import fitting
+from compress.structure import ClipConfig
 from compress.tokenizer import Tokenizer, TokenizerContract
 
 

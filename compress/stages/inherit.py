@@ -4,13 +4,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from compress.clip import build
 from compress.errors import PocketclipError
-from compress.model import ClipConfig, ClipModel, TextConfig, TowerConfig, VisionConfig
+from compress.model import ClipModel
 from compress.nn.slim import front_layers, leading, leading_heads, uniform_layers
+from compress.structure import (
+    ClipConfig,
+    TextConfig,
+    TowerConfig,
+    UpstreamText,
+    UpstreamVision,
+    VisionConfig,
+    plain_text,
+    plain_vision,
+)
 from compress.work import Work
 
 VERSION = 1
@@ -55,27 +66,43 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
 
 def shape(config: ClipConfig, cfg: Config) -> ClipConfig:
     """The student's structure; `pocketclip plan` asks for it too, before anything has run."""
-    return ClipConfig(
-        embed_dim=config.embed_dim,
-        vision=VisionConfig.model_validate(_smaller("vision", config.vision, cfg.vision)),
-        text=TextConfig.model_validate(_smaller("text", config.text, cfg.text)),
-        logit_bias=config.logit_bias,
-    )
+    towers = {"vision": _vision(config, cfg), "text": _text(config, cfg)}
+    return ClipConfig.model_validate({**dict(config), **towers})
+
+
+def _vision(config: ClipConfig, cfg: Config) -> VisionConfig | UpstreamVision:
+    """A tower of another library stays whole, if nothing smaller is asked for."""
+    if isinstance(config.vision, UpstreamVision) and cfg.vision == Shape():
+        return config.vision
+    plain = plain_vision(config, "inherit.vision")
+    return VisionConfig.model_validate(_smaller("vision", plain, cfg.vision))
+
+
+def _text(config: ClipConfig, cfg: Config) -> TextConfig | UpstreamText:
+    if isinstance(config.text, UpstreamText) and cfg.text == Shape():
+        return config.text
+    plain = plain_text(config, "inherit.text")
+    return TextConfig.model_validate(_smaller("text", plain, cfg.text))
 
 
 def inherit(source: ClipModel, config: ClipConfig, layer_rule: str = "uniform") -> ClipModel:
     """A model of shape `config` whose every tensor is a slice of the source's."""
     state = source.state_dict()
     wanted = {name: tuple(tensor.shape) for name, tensor in ClipModel(config).state_dict().items()}
-    layers = {
-        "image": _layers(source.config.vision, config.vision, layer_rule),
-        "text": _layers(source.config.text, config.text, layer_rule),
-    }
-    head_width = {"image": config.vision.head_width, "text": config.text.head_width}
+    layers, head_width = {}, {}
+    for tower, old, new in (
+        ("image", source.config.vision, config.vision),
+        ("text", source.config.text, config.text),
+    ):
+        if isinstance(old, TowerConfig) and isinstance(new, TowerConfig):
+            layers[tower] = _layers(old, new, layer_rule)
+            head_width[tower] = new.head_width
     values = {}
     for name, shape in wanted.items():
         tower = name.split(".")[0]
-        origin = state[_origin(name, layers.get(tower, []))]
+        origin = state.get(_origin(name, layers.get(tower, [])))
+        if origin is None:  # what had no projection starts with one that changes nothing
+            origin = torch.eye(source.config.embed_dim)
         values[name] = _cut(name, origin, shape, head_width.get(tower, 1))
     return build(config, values, "inherit")
 
@@ -118,5 +145,11 @@ def _smaller(tower: str, teacher: TowerConfig, shape: Shape) -> dict[str, object
                 f"inherit.{tower}.{name}: {value} is more than the teacher's {limit}; "
                 "a student inherits a slice of its teacher"
             )
-    sizes = {"width": width, "heads": (heads,) * layers, "mlp_width": (mlp_width,) * layers}
+    sizes: dict[str, object] = {
+        "width": width,
+        "heads": (heads,) * layers,
+        "mlp_width": (mlp_width,) * layers,
+    }
+    if teacher.projection == "none" and width != teacher.width:
+        sizes["projection"] = "linear"
     return {**teacher.model_dump(), **sizes}

@@ -52,7 +52,7 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
     clip = replace(work.clip, model=copy.deepcopy(work.clip.model).to(work.device))
     sampler = Sampler(work.data.pairs)
     check_phases(cfg.phases, clip.model.config.vision, "pretrain")
-    blocks = [block for block in clip.model.image.blocks if isinstance(block, Block)]
+    blocks = [block for block in clip.model.image.modules() if isinstance(block, Block)]
     for layer, block in enumerate(blocks):
         block.drop_path = cfg.drop_path * layer / max(1, len(blocks) - 1)
     names = sampler.names if cfg.bank_weight else []
