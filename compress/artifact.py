@@ -5,6 +5,7 @@ from pathlib import Path
 
 from compress import plugin
 from compress.clip import Encoder, TorchEncoder
+from compress.fold import fold
 from compress.preprocess import Preprocess
 from compress.tokenizer import Tokenizer, TokenizerContract
 
@@ -28,7 +29,7 @@ def open_artifact(model: str) -> Artifact:
     folder = Path(model)
     if (folder / "bundle.json").exists():
         return _open_bundle(folder)
-    clip = plugin.source(model, Path.cwd())
+    clip = fold(plugin.source(model, Path.cwd()))
     return Artifact(clip.name, TorchEncoder(clip), clip.preprocess, clip.tokenizer)
 
 

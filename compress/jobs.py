@@ -15,6 +15,7 @@ import compress.clip
 import export
 from compress import atomic, plugin
 from compress.clip import Clip
+from compress.fold import fold
 from compress.manifest import UNAVAILABLE, Job
 from compress.recipe import Recipe, Step
 from compress.work import Data, Work
@@ -98,7 +99,8 @@ def _run_stage(models: _Models, step: Step, parent: str, folder: Path) -> None:
 def _run_export(models: _Models, step: Step, parent: str, folder: Path) -> None:
     exporter = plugin.find(plugin.EXPORTERS, step.name)
     try:
-        exporter.write(replace(models.get(parent), data=models.data), step.config, folder)
+        clip = fold(replace(models.get(parent), data=models.data))
+        exporter.write(clip, step.config, folder)
     except export.Unavailable as reason:
         row = {"target": step.name, "precision": getattr(step.config, "precision", None)}
         atomic.write_json(folder / UNAVAILABLE, {**row, "reason": str(reason)})

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from compress import atomic
 from compress.clip import Clip, Encoder, TorchEncoder
+from compress.fold import check_folded
 from compress.preprocess import Preprocess
 from export import Unavailable, _goldens, _parity, _readme
 
@@ -65,9 +66,11 @@ class Spec:
 def writing(clip: Clip, out: Path, spec: Spec) -> Iterator[Path]:
     """Open a folder for `image.<ext>` and `text.<ext>`; it becomes the bundle `out` at the end.
 
-    Raises GateFailed if the files fall short of `spec.min_cosine`, and Unavailable where they can
-    neither run nor be simulated; `out` stays as it was then.
+    Raises PocketclipError for a model in its training form, GateFailed if the files fall short of
+    `spec.min_cosine`, and Unavailable where they can neither run nor be simulated; `out` stays as
+    it was then.
     """
+    check_folded(clip)
     clip = replace(clip, model=copy.deepcopy(clip.model).cpu().float())
     with atomic.folder(Path(out)) as folder:
         clip.tokenizer.save(folder)
