@@ -57,7 +57,8 @@ class Bundle:
     def files(self, tower: str) -> list[Path]:
         """What one tower consists of: `image.onnx`, and `image.onnx.data` where there is one."""
         names = sorted(self.about["files"])
-        return [self.folder / name for name in names if name.split(".")[0] == tower]
+        stem = str(self.about[tower]["file"]).split(".")[0]
+        return [self.folder / name for name in names if name.split(".")[0] == stem]
 
     def sha256(self, tower: str) -> str:
         """The hash that bundle.json gives for the file, or package, that the runtime opens."""

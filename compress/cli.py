@@ -125,6 +125,22 @@ def evaluate(
 
 
 @app.command()
+def export(
+    model: ModelName,
+    target: Annotated[str, typer.Option("--to", metavar="TARGET", help="Such as onnxruntime.")],
+    out: Annotated[Path | None, typer.Option(help="[default: bundles/MODEL/TARGET]")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SETTING=VALUE", help="As in precision=int8; repeatable."),
+    ] = None,
+) -> None:
+    """Write a model as a bundle for one target, checked against the torch model."""
+    from compress import export_command
+
+    say(f"bundle: {export_command.export(model, target, overrides, out)}")
+
+
+@app.command()
 def bench(
     bundles: Annotated[
         list[Path],

@@ -133,22 +133,22 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     raw = read(path, problems)
     for override in overrides or []:
         apply_override(raw, override, problems)
-    steps = {
-        "stages": _steps(raw, "stages", plugin.STAGES, path.parent, problems),
-        "export": _steps(raw, "export", plugin.EXPORTERS, path.parent, problems),
+    rows = {
+        "stages": steps(raw, "stages", plugin.STAGES, path.parent, problems),
+        "export": steps(raw, "export", plugin.EXPORTERS, path.parent, problems),
     }
     data = validate(DataSettings, raw.get("data") or {}, ("data",), problems) or DataSettings()
     _check_data(data, path.parent, problems)
     _check_model(raw.get("model"), path.parent, problems)
-    _check_exports(steps["export"], problems)
-    recipe = validate(Recipe, {**raw, **steps, "data": data}, (), problems)
+    _check_exports(rows["export"], problems)
+    recipe = validate(Recipe, {**raw, **rows, "data": data}, (), problems)
     problems.raise_if_any()
     assert recipe is not None
     recipe._folder = path.parent.absolute()
     return recipe
 
 
-def _steps(
+def steps(
     raw: dict[str, Any], key: str, package: str, base: Path, problems: Problems
 ) -> list[Step]:
     """Check each one-key mapping of `stages:` or `export:` against the Config in its file."""
@@ -156,7 +156,7 @@ def _steps(
     if not isinstance(rows, list):
         problems.add((key,), "a list is needed: one `- name: {settings}` per line")
         return []
-    steps = []
+    found = []
     for index, row in enumerate(rows):
         row = {row: {}} if isinstance(row, str) else row
         if not isinstance(row, dict) or len(row) != 1:
@@ -176,8 +176,8 @@ def _steps(
             settings = {**settings, field: str(base.absolute() / settings[field])}
         config = validate(config_class, settings, (key, index, name), problems)
         if config is not None:
-            steps.append(Step(name=name, config=config))
-    return steps
+            found.append(Step(name=name, config=config))
+    return found
 
 
 def _path_fields(config_class: type[BaseModel], settings: Any) -> list[str]:

@@ -60,6 +60,8 @@ class Spec:
     simulate: Callable[[Path], Encoder] | None = None
     """Computes what the files say without their runtime. Where `load` is Unavailable, parity and
     goldens are judged by it, and the bundle says `executed: false` with the reason."""
+    entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What another layout names otherwise: tower -> `file`, and parts of `input` and `output`."""
 
 
 @contextlib.contextmanager
@@ -126,15 +128,18 @@ def digest(files: Mapping[str, str], name: str) -> str | None:
 
 def tower_entry(tower: str, spec: Spec, shape: list[int], clip: Clip) -> dict[str, Any]:
     """File, input and output of one tower; `shape` is that of one input."""
+    own = spec.entries.get(tower, {})
+    source = {"name": INPUTS[tower], "dtype": DTYPES[tower], "shape": [spec.batch, *shape]}
+    output = {
+        "name": OUTPUTS[tower],
+        "dtype": "float32",
+        "shape": [spec.batch, clip.model.config.embed_dim],
+        "normalized": True,
+    }
     return {
-        "file": spec.file or f"{tower}.{spec.extension}",
-        "input": {"name": INPUTS[tower], "dtype": DTYPES[tower], "shape": [spec.batch, *shape]},
-        "output": {
-            "name": OUTPUTS[tower],
-            "dtype": "float32",
-            "shape": [spec.batch, clip.model.config.embed_dim],
-            "normalized": True,
-        },
+        "file": own.get("file") or spec.file or f"{tower}.{spec.extension}",
+        "input": source | own.get("input", {}),
+        "output": output | own.get("output", {}),
     }
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from export import Unavailable, _batches, _bundle
 
 VERSION = 1
 REQUIRES = ""
+FILES = {"image": "image.onnx", "text": "text.onnx"}
 
 # One protobuf message holds 2 GB; larger weights go to a file beside the graph.
 EMBED_LIMIT_BYTES = 1_900_000_000
@@ -52,9 +54,15 @@ class OrtEncoder:
     Shapes: B any number of inputs, run in calls of the graph's own batch; E embedding.
     """
 
-    def __init__(self, folder: Path, device: str, threads: int | None) -> None:
-        self.image = _session(folder / "image.onnx", device, threads)
-        self.text = _session(folder / "text.onnx", device, threads)
+    def __init__(
+        self,
+        folder: Path,
+        device: str,
+        threads: int | None,
+        files: Mapping[str, str] = FILES,
+    ) -> None:
+        self.image = _session(folder / files["image"], device, threads)
+        self.text = _session(folder / files["text"], device, threads)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels [B, 3, H, W] float32 -> [B, E] float32, unit length."""
@@ -62,7 +70,8 @@ class OrtEncoder:
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """tokens [B, L] -> [B, E] float32, unit length."""
-        return _run(self.text, tokens.to(torch.int32).numpy(force=True))
+        dtype = torch.int64 if "int64" in self.text.get_inputs()[0].type else torch.int32
+        return _run(self.text, tokens.to(dtype).numpy(force=True))
 
 
 def write(clip: Clip, cfg: Config, out: Path) -> None:
@@ -136,6 +145,15 @@ def save(model: Any, path: Path) -> None:
         onnx.save_model(model, path, save_as_external_data=True, location=location)
 
 
+def rename_(model: Any, names: Mapping[str, str]) -> None:
+    """Give inputs and outputs of the graph other names, in place."""
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+
+
 def _tidy(model: Any) -> None:
     """Drop the exporter's notes: source paths and module names help nobody who runs the file."""
     del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
@@ -175,8 +193,9 @@ def _session(path: Path, device: str, threads: int | None) -> Any:
 def _run(session: Any, rows: np.ndarray) -> Tensor:
     """rows [B, ...] -> [B, E]."""
     spec = session.get_inputs()[0]
+    batch = spec.shape[0] if isinstance(spec.shape[0], int) else 1
     call = lambda part: session.run(None, {spec.name: part})[0]  # noqa: E731
-    return _batches.run(call, rows, spec.shape[0])
+    return _batches.run(call, rows, batch)
 
 
 USAGE = '''\

@@ -30,7 +30,18 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return lambda *arguments: pocketclip(monkeypatch, capsys, *arguments)
 
 
-VERBS = ["run", "plan", "check", "inspect", "eval", "bench", "compare", "report", "doctor"]
+VERBS = [
+    "run",
+    "plan",
+    "check",
+    "inspect",
+    "eval",
+    "export",
+    "bench",
+    "compare",
+    "report",
+    "doctor",
+]
 
 
 def test_help_lists_every_verb_with_a_sentence(command: Command) -> None:

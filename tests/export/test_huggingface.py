@@ -1,0 +1,112 @@
+"""Our folder opens in transformers itself, with its processor, and its limits are stated."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import tiny_clip
+
+from compress.clip import Clip
+from compress.errors import PocketclipError
+from compress.model import ClipModel, initialise_
+from export import _goldens
+from export._verify import verify
+from export.huggingface import Config, load, write
+
+transformers = pytest.importorskip("transformers")
+
+TEXTS = ["", "A red  square\n", "x" * 80, "Ünïcode", "红色方块", "🟥"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "huggingface"
+    write(tiny_clip(), Config(), folder)
+    return folder
+
+
+def changed(clip: Clip, tower: str, **settings: object) -> Clip:
+    """The same kind of model with another structure in one tower."""
+    config = clip.model.config
+    inner = getattr(config, tower).model_copy(update=settings)
+    model = ClipModel(config.model_copy(update={tower: inner}))
+    initialise_(model)
+    return replace(clip, model=model.eval())
+
+
+def test_the_bundle_verifies_in_transformers(bundle: Path) -> None:
+    assert min(verify(bundle).values()) > 0.9999
+
+
+def test_clip_model_gives_our_embeddings_and_logits(bundle: Path, clip: Clip) -> None:
+    theirs = transformers.CLIPModel.from_pretrained(bundle).eval()
+    pixels, tokens = torch.randn(3, 3, 32, 32), clip.tokenizer(TEXTS)
+    with torch.no_grad():
+        found = theirs(pixel_values=pixels, input_ids=tokens.long())
+        images = F.normalize(clip.model.encode_image(pixels), dim=-1)
+        texts = F.normalize(clip.model.encode_text(tokens), dim=-1)
+        logits = clip.model.logit_scale.exp() * images @ texts.T
+    torch.testing.assert_close(found.image_embeds, images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.text_embeds, texts, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.logits_per_image, logits, rtol=0, atol=1e-4)
+
+
+def test_auto_tokenizer_gives_our_ids_up_to_the_end_mark(bundle: Path, clip: Clip) -> None:
+    theirs = transformers.AutoTokenizer.from_pretrained(bundle)
+    found = theirs(TEXTS, padding="max_length", truncation=True)["input_ids"]
+    for row, ours in zip(found, clip.tokenizer(TEXTS).tolist()):
+        end = ours.index(clip.tokenizer.contract.end_id) + 1
+        assert row[:end] == ours[:end]
+        assert len(row) == len(ours)
+
+
+def test_auto_processor_gives_our_pixels(bundle: Path, clip: Clip) -> None:
+    """transformers resizes with torch or Pillow by its version: one 8-bit step at mean/std 0.5."""
+    theirs = transformers.AutoProcessor.from_pretrained(bundle)
+    for seed, size in enumerate([(90, 40), (33, 75), (20, 20)]):
+        picture = _goldens.drawing(seed, size)
+        found = theirs(images=picture, return_tensors="pt")["pixel_values"][0]
+        difference = (found - clip.preprocess(picture)).abs()
+        assert difference.max() <= 2 / 255 / 0.5 + 1e-5
+        assert np.mean(difference.numpy() > 1e-5) < 0.05
+
+
+def test_half_precision_halves_the_file_and_stays_near(
+    bundle: Path, clip: Clip, tmp_path: Path
+) -> None:
+    write(clip, Config(precision="fp16"), tmp_path / "out")
+    small, large = ((f / "model.safetensors").stat().st_size for f in (tmp_path / "out", bundle))
+    assert small < 0.6 * large
+    tokens = clip.tokenizer(TEXTS)
+    with torch.no_grad():
+        ours = F.normalize(clip.model.encode_text(tokens), dim=-1)
+    assert (load(tmp_path / "out").encode_text(tokens) * ours).sum(1).min() > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("tower", "settings", "reason"),
+    [
+        ("vision", {"heads": (2, 2)}, "vision tower has 2 heads of 8 in a width of 32"),
+        ("vision", {"mlp_width": (64, 32)}, "vision tower's layers differ"),
+        ("vision", {"pooling": "mean"}, "pools by mean"),
+        ("vision", {"pre_norm": False}, "no layer norm before its blocks"),
+        ("vision", {"patch_bias": True}, "patch projection has a bias"),
+        ("text", {"causal": False}, "text tower pools the argmax token"),
+        ("text", {"pooling": "last"}, "text tower pools the last token"),
+    ],
+)
+def test_a_shape_that_clip_model_lacks_is_refused(
+    clip: Clip, tmp_path: Path, tower: str, settings: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(PocketclipError, match=f"not the shape of a CLIPModel: .*{reason}"):
+        write(changed(clip, tower, **settings), Config(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_padded_preprocessing_is_refused(clip: Clip, tmp_path: Path) -> None:
+    padded = replace(clip, preprocess=clip.preprocess.model_copy(update={"resize_mode": "longest"}))
+    with pytest.raises(PocketclipError, match="cannot pad"):
+        write(padded, Config(), tmp_path / "out")
