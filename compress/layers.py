@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress import single_query
+from compress.reduction import Reducer
 from compress.structure import Activation, TowerConfig, VisionConfig
 
 
@@ -72,11 +74,43 @@ class Block(nn.Module):
         x = x + self._dropped(self.attention(self.norm1(x), mask))
         return x + self._dropped(self.mlp(self.norm2(x)))
 
+    def reduced(
+        self, x: Tensor, size: Tensor, reducer: Reducer, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The block with fewer tokens from its MLP on: x [B, N, D], size [B, N] -> both, shorter.
+
+        `size` counts the patches in each token.
+        """
+        assert not self.post_norm
+        normed = self.norm1(x)
+        x = x + self._dropped(self.attention(normed, mask))
+        x, size = reducer(x, normed, self.attention, size)
+        return x + self._dropped(self.mlp(self.norm2(x))), size
+
+    def pooled(self, x: Tensor, at: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """The block's result for one token alone: x [B, N, D] -> [B, D].
+
+        at [B]: its place, the first by default; mask [B, N], added to its scores.
+        """
+        assert not self.post_norm
+        normed = self.norm1(x)
+        token, normed_token = (_token(t, at) for t in (x, normed))
+        branch = single_query.attend(self.attention, normed_token, normed, mask)
+        token = token + self._dropped(branch.unsqueeze(1)).squeeze(1)
+        return token + self._dropped(self.mlp(self.norm2(token)).unsqueeze(1)).squeeze(1)
+
     def _dropped(self, branch: Tensor) -> Tensor:
         if not (self.training and self.drop_path):
             return branch
         kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path
         return branch * kept / (1 - self.drop_path)
+
+
+def _token(x: Tensor, at: Tensor | None) -> Tensor:
+    """One token of each row: x [B, N, D], at [B] -> [B, D]; the first by default."""
+    if at is None:
+        return x[:, 0]
+    return x.gather(1, at.view(-1, 1, 1).expand(-1, 1, x.shape[-1])).squeeze(1)
 
 
 class AttentionPool(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compress.errors import PocketclipError
 from compress.layers import AttentionPool, Block, norm, projection
+from compress.reduction import Abstraction, Reducer
 from compress.structure import (
     ClipConfig,
     TextConfig,
@@ -41,6 +42,9 @@ class ImageTower(nn.Module):
         self.norm_pre = norm(config.pre_norm, width, config)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.norm_post = norm(config.norm_before_pooling, width, config)
+        self.reducers = _reducers(config)
+        queries = config.reduction.queries if config.reduction else 0
+        self.abstraction = Abstraction(width, queries) if queries else None
         self.pool = AttentionPool(config) if config.pooling == "attention" else None
         self.norm_pooled = norm(config.norm_after_pooling, config.pooled_width, config)
         self.projection = projection(config, config.pooled_width, embed_dim)
@@ -52,7 +56,7 @@ class ImageTower(nn.Module):
         Another H, W than the config's interpolates the position table (training at low resolution).
         keep [B, M]: indices of the patch tokens to keep (training with dropped patches).
         """
-        x = self.patch(pixels).flatten(2).transpose(1, 2)  # [B, N, D]
+        x = self._patches(pixels)
         position = self._position(pixels.shape[-1] // self.config.patch_size)
         x = x + position[int(self.config.class_token) :]
         if keep is not None:
@@ -61,17 +65,55 @@ class ImageTower(nn.Module):
             first = (self.class_token + position[0]).to(x.dtype).expand(len(x), 1, -1)
             x = torch.cat([first, x], dim=1)
         x = self.norm_pre(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.projection(self.norm_pooled(self._pooled(x)))
+        return self.projection(self.norm_pooled(self._pooled(*self._through_blocks(x))))
 
-    def _pooled(self, x: Tensor) -> Tensor:
-        """x [B, N, D] -> [B, pooled width]; one token needs the norm of no other."""
+    def _patches(self, pixels: Tensor) -> Tensor:
+        """pixels [B, 3, H, W] -> patch tokens [B, N, D]."""
+        if self.config.patch_as == "conv":
+            return self.patch(pixels).flatten(2).transpose(1, 2)
+        side = self.config.patch_size
+        batch, channels, height, width = pixels.shape
+        x = pixels.reshape(batch, channels, height // side, side, width // side, side)
+        x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * side * side)
+        return F.linear(x, self.patch.weight.flatten(1), self.patch.bias)
+
+    def _through_blocks(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x [B, N, D] -> what the pooling reads: [B, N, D] or, of one token, [B, D]; and the number
+        of patches in each token [B, N], None where none have merged."""
+        sites = {reducer.layer: reducer for reducer in self.reducers}
+        size: Tensor | None = None
+        for layer, block in enumerate(self.blocks):
+            mask = self._size_bias(size)
+            if layer in sites:
+                size = torch.ones_like(x[..., 0]) if size is None else size
+                x, size = block.reduced(x, size, sites[layer], mask)
+            elif layer == len(self.blocks) - 1 and self.config.last_block == "pooled":
+                seen = x
+                x = block.pooled(x, mask=None if mask is None else mask[:, 0, 0])
+                return (x if self.abstraction is None else x + self.abstraction(seen)), size
+            else:
+                x = block(x, mask)
+        if self.abstraction is not None:
+            x = torch.cat([x[:, :1] + self.abstraction(x).unsqueeze(1), x[:, 1:]], dim=1)
+        return x, size
+
+    def _size_bias(self, size: Tensor | None) -> Tensor | None:
+        """ToMe's proportional attention (3.3): sizes [B, N] -> [B, 1, 1, N], added to scores."""
+        if size is None or not (self.config.reduction and self.config.reduction.proportional):
+            return None
+        return size.log()[:, None, None]
+
+    def _pooled(self, x: Tensor, size: Tensor | None) -> Tensor:
+        """x [B, N, D] or [B, D] -> [B, pooled width]; one token needs the norm of no other."""
         if self.pool is not None:
             return self.pool(self.norm_post(x))
         if self.config.pooling == "class":
-            return self.norm_post(x[:, 0])
-        return self.norm_post(x[:, int(self.config.class_token) :]).mean(dim=1)
+            return self.norm_post(x if x.ndim == 2 else x[:, 0])
+        patches = self.norm_post(x[:, int(self.config.class_token) :])
+        if size is None:
+            return patches.mean(dim=1)
+        weight = size[:, int(self.config.class_token) :].unsqueeze(-1)  # a merged token is several
+        return (patches * weight).sum(dim=1) / weight.sum(dim=1)
 
     def _position(self, grid: int) -> Tensor:
         if grid == self.config.grid:
@@ -81,6 +123,15 @@ class ImageTower(nn.Module):
         table = self.position[first:].T.reshape(1, -1, side, side)
         table = F.interpolate(table, (grid, grid), mode="bicubic", antialias=True)
         return torch.cat([self.position[:first], table.flatten(2)[0].T])
+
+
+def _reducers(config: VisionConfig) -> nn.ModuleList:
+    reduction = config.reduction
+    number = len(reduction.sites) if reduction else 0
+    patches, first = config.grid**2, int(config.class_token)
+    return nn.ModuleList(
+        Reducer(reduction, n, config.width, patches, first) for n in range(number) if reduction
+    )
 
 
 def causal_mask(config: TextConfig) -> Tensor | None:
@@ -113,9 +164,24 @@ class TextTower(nn.Module):
             x = torch.cat([x, self.class_token.expand(len(x), 1, -1)], dim=1)
         x = self.norm_embedding(x + self.position[: x.shape[1]])
         mask = self._mask(tokens)
-        for block in self.blocks:
+        last = len(self.blocks) - int(self.config.last_block == "pooled")
+        for block in self.blocks[:last]:
             x = block(x, mask)
+        if last < len(self.blocks):
+            x = self._last_pooled(x, tokens)
+            return self.projection(self.norm_final(x))
         return self.projection(self._pooled(self.norm_final(x), tokens))
+
+    def _last_pooled(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """The last block for the pooled token alone: x [B, N, D] -> [B, D]."""
+        at = self._place(tokens)
+        mask = None
+        if self.config.causal:
+            later = torch.arange(x.shape[1], device=x.device) > at.unsqueeze(1)  # [B, N]
+            mask = later.to(x.dtype) * MASKED
+        block = self.blocks[-1]
+        assert isinstance(block, Block)
+        return block.pooled(x, at, mask)
 
     def _mask(self, tokens: Tensor) -> Tensor | None:
         """What is added to the scores: [N, N], [B, 1, 1, N] or [B, 1, N, N]; None for nothing."""
@@ -142,10 +208,14 @@ class TextTower(nn.Module):
         if pooling == "mean":
             kept = (tokens != self.config.pad_id).to(x.dtype).unsqueeze(-1)  # [B, N, 1]
             return (x * kept).sum(dim=1) / kept.sum(dim=1)
-        if pooling == "end":
-            tokens = (tokens == self.config.end_id).to(torch.int32)
-        end = tokens.argmax(dim=-1)  # [B]
+        end = self._place(tokens)
         return x.gather(1, end.view(-1, 1, 1).expand(-1, 1, x.shape[-1])).squeeze(1)
+
+    def _place(self, tokens: Tensor) -> Tensor:
+        """Where the token stands that becomes the embedding: tokens [B, L] -> [B]."""
+        if self.config.pooling == "end":
+            tokens = (tokens == self.config.end_id).to(torch.int32)
+        return tokens.argmax(dim=-1)
 
 
 class ClipModel(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.errors import PocketclipError
+from compress.schedule import Reduction
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh", "relu"]
 
@@ -39,6 +40,9 @@ class TowerConfig(BaseModel):
     """Hidden width of the projection, for projection mlp."""
     projection_bias: bool = False
     """Whether the linear projection has a bias."""
+    last_block: Literal["all", "pooled"] = "all"
+    """Whether the last block is computed for all tokens, or only for the one that is pooled: the
+    same embedding from fewer multiply-adds (set by the exact stage)."""
 
     @model_validator(mode="after")
     def _layers_agree(self) -> "TowerConfig":
@@ -81,6 +85,22 @@ class VisionConfig(TowerConfig):
     """Width that the attention pooling gives out; 0 for the tower's width."""
     pool_mlp_width: int = 0
     """Hidden width of the attention pooling's MLP; 0 for none."""
+    patch_as: Literal["conv", "matmul"] = "conv"
+    """How patches are projected: a convolution, or the same as a matrix product."""
+    reduction: Reduction | None = None
+    """Where the tower goes on with fewer tokens (set by the prune_tokens stage)."""
+
+    @model_validator(mode="after")
+    def _one_token_pooled(self) -> "VisionConfig":
+        if self.last_block == "pooled" and (self.pooling != "class" or self.post_norm):
+            raise ValueError(f"last_block: pooled needs pooling class, not {self.pooling}")
+        return self
+
+    @model_validator(mode="after")
+    def _reduction_fits(self) -> "VisionConfig":
+        if self.reduction is not None:
+            self.reduction.check(self.grid, self.num_layers, self.class_token, self.pooling)
+        return self
 
     @property
     def grid(self) -> int:
@@ -119,6 +139,13 @@ class TextConfig(TowerConfig):
     """Whether a layer norm stands after the last block."""
     class_token: bool = False
     """Whether a learnt token follows the text and becomes the embedding (CoCa)."""
+
+    @model_validator(mode="after")
+    def _one_token_pooled(self) -> "TextConfig":
+        plain = not (self.post_norm or self.class_token or self.pad_id is not None)
+        if self.last_block == "pooled" and (self.pooling not in ("argmax", "end") or not plain):
+            raise ValueError("last_block: pooled needs a plain tower that pools its end of text")
+        return self
 
     @property
     def num_tokens(self) -> int:

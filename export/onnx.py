@@ -126,6 +126,7 @@ def graph(clip: Clip, tower: str, batch: int, opset: int) -> Any:
         verbose=False,
     )
     assert program is not None
+    _fold_weights(program)
     model = program.model_proto
     _tidy(model)
     _finite(model, tower)
@@ -152,6 +153,19 @@ def rename_(model: Any, names: Mapping[str, str]) -> None:
     for node in model.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
+
+
+def _fold_weights(program: Any) -> None:
+    """Compute what follows from weights alone; torch does so only for small ones."""
+    from onnxscript import optimizer
+
+    optimizer.fold_constants(
+        program.model,
+        onnx_shape_inference=False,
+        input_size_limit=EMBED_LIMIT_BYTES,
+        output_size_limit=EMBED_LIMIT_BYTES,
+    )
+    optimizer.remove_unused_nodes(program.model)
 
 
 def _tidy(model: Any) -> None:

@@ -1,0 +1,168 @@
+"""Fewer tokens: which to keep, which to merge into which, as one matrix of static shape.
+
+Every method ends in a mixing matrix [B, K, P] that takes P tokens to K: a row with a single 1 keeps
+a token, a row with several entries merges. It is built from TopK and Equal and applied by MatMul,
+so that it exports to any runtime; nothing here is scattered, and no shape depends on the picture.
+
+Shapes: B batch, P tokens before, K after, G guarded, C width of what similarity is measured on.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Below any cosine or probability: what a token gets that must not be chosen.
+NEVER = -4.0
+
+
+def one_hot(indices: Tensor, num: int) -> Tensor:
+    """indices [B, K] -> [B, K, num], 1 where the last place is the index."""
+    places = torch.arange(num, device=indices.device)
+    return (indices.unsqueeze(-1) == places).to(torch.float32)
+
+
+def merging(kept: Tensor, goes_to: Tensor | None, num: int) -> Tensor:
+    """Which token ends up where -> [B, K, P] of zeros and ones.
+
+    kept [B, K]: tokens with a place of their own. goes_to [B, P]: the kept token that each of the
+    other tokens joins (what it says of a kept token is ignored); None drops them.
+    """
+    own = one_hot(kept, num)  # [B, K, P]
+    if goes_to is None:
+        return own
+    joins = (kept.unsqueeze(-1) == goes_to.unsqueeze(1)).to(own.dtype)
+    return own + joins * (1 - own.sum(dim=1, keepdim=True))
+
+
+def weighted_mean(matrix: Tensor, weight: Tensor) -> Tensor:
+    """Rows of `matrix` [B, K, P] as means with token weights [B, P], which are positive."""
+    scaled = matrix * weight.unsqueeze(1)
+    return scaled / scaled.sum(dim=-1, keepdim=True)
+
+
+def bipartite(metric: Tensor, num_kept: int, first: int) -> Tensor:
+    """ToMe's bipartite soft matching (Bolya et al. 2023, section 3) -> [B, K, P], zeros and ones.
+
+    metric [B, P, C]: what similarity is measured on. Every second token, from `first` on, may merge
+    into its most similar one of the others; the P - K most similar pairs do. With a class token
+    before the patches, which ToMe keeps in the first set, `first` is 1, else 0.
+    """
+    num = metric.shape[1]
+    num_sources = (num + 1 - first) // 2
+    merged = num - num_kept
+    assert 0 <= merged <= num_sources, (num, num_kept)
+    unit = F.normalize(metric, dim=-1)
+    scores = unit[:, first::2] @ unit[:, 1 - first :: 2].transpose(1, 2)  # [B, A, T]
+    best, nearest = scores.max(dim=-1)  # [B, A]
+    order = top(-best, num_sources)  # the least similar first
+    stay = first + 2 * order[:, : num_sources - merged]
+    targets = torch.arange(1 - first, num, 2, device=metric.device).expand(len(metric), -1)
+    kept = torch.cat([stay, targets], dim=1)
+    return merging(kept, _interleave(1 - first + 2 * nearest, targets, first), num)
+
+
+def complete(metric: Tensor, importance: Tensor, num_kept: int) -> Tensor:
+    """CrossGET-like matching over all pairs (our formulation) -> [B, K, P], zeros and ones.
+
+    The P - K tokens with the highest (largest cosine to any other, less their importance [B, P])
+    each join the most similar token of those that remain, so that there are no chains.
+    """
+    num = metric.shape[1]
+    unit = F.normalize(metric, dim=-1)
+    itself = torch.eye(num, device=metric.device)
+    cosines = unit @ unit.transpose(1, 2) + NEVER * itself  # [B, P, P]
+    kept = top(importance - cosines.max(dim=-1).values, num_kept)
+    leaves = 1 - one_hot(kept, num).sum(dim=1)  # [B, P]
+    return merging(kept, (cosines + NEVER * leaves.unsqueeze(1)).argmax(dim=-1), num)
+
+
+def nearest_kept(metric: Tensor, kept: Tensor) -> Tensor:
+    """Each token's most similar kept token, as an index among all. [B, P, C], [B, K] -> [B, P]."""
+    unit = F.normalize(metric, dim=-1)
+    chosen = one_hot(kept, metric.shape[1])  # [B, K, P]
+    cosines = unit @ (chosen @ unit).transpose(1, 2)  # [B, P, K]
+    best = one_hot(cosines.argmax(dim=-1), kept.shape[1])  # [B, P, K]
+    # Indices travel as floats: exact up to 2^24, and MatMul takes no integers.
+    return (best @ kept.to(best.dtype).unsqueeze(-1)).squeeze(-1).round().to(kept.dtype)
+
+
+def fused(scores: Tensor, num_kept: int) -> Tensor:
+    """EViT (Liang et al. 2022, section 3.2): K - 1 best tokens, one mean of the rest -> [B, K, P].
+
+    The mean is weighted by `scores` [B, P] (positive) and normalised; the authors' code is not.
+    """
+    num = scores.shape[1]
+    own = one_hot(top(scores, num_kept - 1), num)
+    rest = (scores * (1 - own.sum(dim=1))).unsqueeze(1)  # [B, 1, P]
+    return torch.cat([own, rest / rest.sum(dim=-1, keepdim=True)], dim=1)
+
+
+def dominant_contextual(scores: Tensor, metric: Tensor, dominant: int, contextual: int) -> Tensor:
+    """VisionZip (Yang et al. 2024, section 3.2) -> [B, dominant + contextual, P].
+
+    The tokens of highest score [B, P] stay; among the others, in their order, evenly strided ones
+    are targets, and each of the rest goes to the target of most similar key: its mean is added.
+    """
+    num = scores.shape[1]
+    best = top(scores, dominant)
+    others = ascending(top(-scores, num - dominant))  # [B, P - dominant]
+    stride = max(1, (num - dominant) // contextual)
+    targets = others[:, : stride * contextual : stride]  # [B, contextual]
+    kept = torch.cat([best, targets], dim=1)
+    own = one_hot(kept, num)
+    free = (1 - own.sum(dim=1)).unsqueeze(1)  # [B, 1, P]
+    joins = (targets.unsqueeze(-1) == nearest_kept(metric, targets).unsqueeze(1)) * free
+    mean = joins / joins.sum(dim=-1, keepdim=True).clamp(min=1.0)
+    return torch.cat([own[:, :dominant], own[:, dominant:] + mean], dim=1)
+
+
+def top(scores: Tensor, num: int) -> Tensor:
+    """Indices of the `num` highest scores [B, P], the highest first -> [B, num]."""
+    return scores.topk(num, dim=-1).indices
+
+
+def ascending(indices: Tensor) -> Tensor:
+    """Rows of indices [B, K] in ascending order, by TopK alone."""
+    values = (-indices.to(torch.float32)).topk(indices.shape[1], dim=-1).values
+    return (-values).round().to(indices.dtype)
+
+
+def top_beside(scores: Tensor, guard: Tensor, num: int) -> Tensor:
+    """Guarded tokens [G], then the best of the others: scores [B, P] below 3 -> indices [B, num]."""
+    barred = one_hot(guard.unsqueeze(0), scores.shape[1]).sum(dim=1)  # [1, P]
+    rest = top(scores + NEVER * barred, num - len(guard))
+    return torch.cat([guard.expand(len(scores), -1), rest], dim=1)
+
+
+def best_rows(scores: Tensor, side: int, num_kept: int) -> Tensor:
+    """FoPru's row strategy: whole rows of `side` tokens, those of highest sum -> [B, num_kept]."""
+    rows = top(scores.unflatten(1, (-1, side)).sum(dim=-1), num_kept // side)  # [B, rows]
+    columns = torch.arange(side, device=scores.device)
+    return (rows.unsqueeze(-1) * side + columns).flatten(1)
+
+
+def spread_order(side: int) -> list[int]:
+    """All places of a side x side grid, each the farthest from those before it, the centre first.
+
+    The first n are a near-uniform grid for every n (our formulation).
+    """
+    points = [(row, column) for row in range(side) for column in range(side)]
+    middle = (side - 1) // 2
+    order = [middle * side + middle]
+    nearest = [math.inf] * len(points)
+    while len(order) < len(points):
+        row, column = points[order[-1]]
+        for n, (r, c) in enumerate(points):
+            nearest[n] = min(nearest[n], (r - row) ** 2 + (c - column) ** 2)
+        order.append(max(range(len(points)), key=lambda n: nearest[n]))
+    return order
+
+
+def _interleave(sources: Tensor, targets: Tensor, first: int) -> Tensor:
+    """[B, A] and [B, T] back into one row [B, A + T]; sources hold the places first, first + 2..."""
+    left, right = (targets, sources) if first else (sources, targets)
+    pairs = min(left.shape[1], right.shape[1])
+    both = torch.stack([left[:, :pairs], right[:, :pairs]], dim=2).flatten(1)
+    return torch.cat([both, left[:, pairs:]], dim=1)
