@@ -1,11 +1,13 @@
 """What a CLIP is here: a model with its preprocessing, tokenizer, licence and provenance."""
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from compress.work import Data
 
 SCHEMA_VERSION = 1
+CLASS_FILES = {"file": "classes.npy", "labels": "labels.json"}
 
 
 class Encoder(Protocol):
@@ -40,6 +43,15 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
+class Classes:
+    """Fixed prompts, embedded once: what an image is compared with."""
+
+    names: tuple[str, ...]
+    embeddings: Tensor
+    """[C, E] float32, unit length, in the order of the names."""
+
+
+@dataclass(frozen=True)
 class Clip:
     """A dual encoder with all it needs to be used by a stranger."""
 
@@ -51,10 +63,15 @@ class Clip:
     provenance: tuple[dict[str, Any], ...] = ()
     data: "Data | None" = None
     """The recipe's data while it runs, for exporters that calibrate; never saved."""
+    classes: Classes | None = None
+    """Fixed prompts as embeddings of this very model (the exact stage makes them)."""
 
     def with_model(self, model: ClipModel, step: dict[str, Any]) -> "Clip":
-        """The same contracts around another model, with one more line of provenance."""
-        return replace(self, model=model, provenance=(*self.provenance, step))
+        """The same contracts around another model, with one more line of provenance.
+
+        A class matrix would no longer be that of the model, and is dropped.
+        """
+        return replace(self, model=model, provenance=(*self.provenance, step), classes=None)
 
 
 class TorchEncoder:
@@ -78,6 +95,8 @@ def save(clip: Clip, folder: Path) -> None:
     state = {name: tensor.contiguous() for name, tensor in clip.model.state_dict().items()}
     atomic.write_bytes(folder / "model.safetensors", serialise(state))
     clip.tokenizer.save(folder)
+    if clip.classes is not None:
+        save_classes(clip.classes, folder)
     contract = clip.tokenizer.contract.model_dump(mode="json")
     atomic.write_json(
         folder / "model.json",
@@ -89,8 +108,27 @@ def save(clip: Clip, folder: Path) -> None:
             "model": clip.model.config.model_dump(mode="json"),
             "preprocess": clip.preprocess.model_dump(mode="json"),
             "tokenizer": {"file": "tokenizer.json", **contract},
+            **({"classes": CLASS_FILES} if clip.classes is not None else {}),
         },
     )
+
+
+def save_classes(classes: Classes, folder: Path) -> None:
+    """Write the class matrix and its labels."""
+    buffer = io.BytesIO()
+    np.save(buffer, classes.embeddings.numpy(force=True).astype(np.float32))
+    atomic.write_bytes(folder / CLASS_FILES["file"], buffer.getvalue())
+    atomic.write_json(folder / CLASS_FILES["labels"], list(classes.names))
+
+
+def load_classes(folder: Path) -> Classes:
+    """Read what `save_classes` wrote."""
+    matrix, labels = (folder / CLASS_FILES[key] for key in ("file", "labels"))
+    try:
+        embeddings = torch.from_numpy(np.load(matrix, allow_pickle=False))
+        return Classes(tuple(json.loads(labels.read_text(encoding="utf-8"))), embeddings)
+    except (OSError, ValueError) as error:
+        raise PocketclipError(f"{matrix}: not a class matrix with labels ({error})") from None
 
 
 def describe(folder: Path) -> tuple[ClipConfig, dict[str, Any]]:
@@ -124,6 +162,7 @@ def load(folder: Path) -> Clip:
         name=data["name"],
         license=data["license"],
         provenance=tuple(data["provenance"]),
+        classes=load_classes(folder) if "classes" in data else None,
     )
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from compress import atomic
-from compress.clip import Clip, Encoder, TorchEncoder
+from compress.clip import CLASS_FILES, Clip, Encoder, TorchEncoder, save_classes
 from compress.fold import check_folded
 from compress.preprocess import Preprocess
 from export import Unavailable, _goldens, _parity, _readme
@@ -76,6 +76,8 @@ def writing(clip: Clip, out: Path, spec: Spec) -> Iterator[Path]:
     clip = replace(clip, model=copy.deepcopy(clip.model).cpu().float())
     with atomic.folder(Path(out)) as folder:
         clip.tokenizer.save(folder)
+        if clip.classes is not None:
+            save_classes(clip.classes, folder)
         yield folder
         encoder, unavailable = _open(spec, folder)
         parity = _parity.check(clip, encoder, spec.min_cosine, f"{spec.target} {spec.precision}")
@@ -111,6 +113,7 @@ def describe(clip: Clip, spec: Spec) -> dict[str, Any]:
         "license": clip.license,
         "provenance": list(clip.provenance),
         "runtime": spec.runtime,
+        **({"classes": CLASS_FILES} if clip.classes is not None else {}),
     }
 
 
