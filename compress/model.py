@@ -80,9 +80,10 @@ class ImageTower(nn.Module):
     def _through_blocks(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """x [B, N, D] -> what the pooling reads: [B, N, D] or, of one token, [B, D]; and the number
         of patches in each token [B, N], None where none have merged."""
-        sites = {reducer.layer: reducer for reducer in self.reducers}
+        sites = {r.layer: r for r in self.reducers if isinstance(r, Reducer)}
         size: Tensor | None = None
         for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             mask = self._size_bias(size)
             if layer in sites:
                 size = torch.ones_like(x[..., 0]) if size is None else size
@@ -177,8 +178,8 @@ class TextTower(nn.Module):
         at = self._place(tokens)
         mask = None
         if self.config.causal:
-            later = torch.arange(x.shape[1], device=x.device) > at.unsqueeze(1)  # [B, N]
-            mask = later.to(x.dtype) * MASKED
+            later = torch.gt(torch.arange(x.shape[1], device=x.device), at.unsqueeze(1))
+            mask = later.to(x.dtype) * MASKED  # [B, N]
         block = self.blocks[-1]
         assert isinstance(block, Block)
         return block.pooled(x, at, mask)

@@ -57,9 +57,7 @@ class Reducer(nn.Module):
         count = (places @ size[:, first:].unsqueeze(-1)).squeeze(-1)  # [B, K]
         return torch.cat([x[:, :first], kept], dim=1), torch.cat([size[:, :first], count], dim=1)
 
-    def matrix(
-        self, x: Tensor, normed: Tensor, attention: "Attention", size: Tensor
-    ) -> Tensor:
+    def matrix(self, x: Tensor, normed: Tensor, attention: "Attention", size: Tensor) -> Tensor:
         """What becomes of each patch token [B, K, P]; for pictures of what survives."""
         first = self.class_tokens
         num = x.shape[1] - first
@@ -89,7 +87,9 @@ class Reducer(nn.Module):
             kept = torch.tensor(self._places(num)[:keep], device=x.device).expand(len(x), -1)
             return self._dropping(kept, num)
         if method == "tome":
-            return _both(merge.bipartite(mean_keys(attention, normed)[:, first:], keep, first), size)
+            return _both(
+                merge.bipartite(mean_keys(attention, normed)[:, first:], keep, first), size
+            )
         if method == "fopru_rank":
             return self._dropping(merge.top(received(attention, normed)[:, first:], keep), num)
         if method == "fopru_row":

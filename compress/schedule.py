@@ -88,7 +88,8 @@ class Reduction(BaseModel):
         for site in self.sites:
             if site.layer > num_layers - 2:
                 raise ValueError(
-                    f"site at layer {site.layer}: nothing would follow; the last is {num_layers - 2}"
+                    f"site at layer {site.layer}: nothing would follow; "
+                    f"the last is {num_layers - 2}"
                 )
             if site.keep > before:
                 raise ValueError(f"layer {site.layer} keeps {site.keep} of {before} tokens")

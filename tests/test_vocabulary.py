@@ -33,9 +33,7 @@ def trained(kind: str) -> Tokenizer:
     texts = [*CORPUS, *OTHERS, "zebras heard of towers", "cafés and squares"] * 5
     raw.train_from_iterator(texts, trainer(vocab_size=120, special_tokens=marks, **more))
     pair = [(mark, raw.token_to_id(mark)) for mark in ("[CLS]", "[SEP]")]
-    raw.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=pair
-    )
+    raw.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=pair)
     contract = TokenizerContract(
         lowercase=True, context_length=24, start_id=None, end_id=pair[1][1], pad_id=3
     )

@@ -130,7 +130,7 @@ def ascending(indices: Tensor) -> Tensor:
 
 
 def top_beside(scores: Tensor, guard: Tensor, num: int) -> Tensor:
-    """Guarded tokens [G], then the best of the others: scores [B, P] below 3 -> indices [B, num]."""
+    """Guarded tokens [G], then the best others: scores [B, P], below 3 -> indices [B, num]."""
     barred = one_hot(guard.unsqueeze(0), scores.shape[1]).sum(dim=1)  # [1, P]
     rest = top(scores + NEVER * barred, num - len(guard))
     return torch.cat([guard.expand(len(scores), -1), rest], dim=1)
@@ -161,7 +161,7 @@ def spread_order(side: int) -> list[int]:
 
 
 def _interleave(sources: Tensor, targets: Tensor, first: int) -> Tensor:
-    """[B, A] and [B, T] back into one row [B, A + T]; sources hold the places first, first + 2..."""
+    """[B, A] and [B, T] back into [B, A + T]; sources hold the places first, first + 2..."""
     left, right = (targets, sources) if first else (sources, targets)
     pairs = min(left.shape[1], right.shape[1])
     both = torch.stack([left[:, :pairs], right[:, :pairs]], dim=2).flatten(1)
