@@ -20,16 +20,21 @@ class Attention(nn.Module):
         self.heads, self.head_width = heads, head_width
         self.qkv = nn.Linear(width, 3 * heads * head_width)
         self.out = nn.Linear(heads * head_width, width)
+        # Places for a quantization scheme to round what the two matrix products take.
+        self.query, self.key, self.value = nn.Identity(), nn.Identity(), nn.Identity()
+        self.probabilities = nn.Identity()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [B, N, D], mask [N, N] or [B, 1, 1 or N, N] added to the scores -> [B, N, D]."""
         batch, tokens, _ = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, self.head_width)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, K]
-        scores = (q * self.head_width**-0.5) @ k.transpose(-2, -1)  # [B, H, N, N]
+        scaled = self.query(q * self.head_width**-0.5)
+        scores = scaled @ self.key(k).transpose(-2, -1)  # [B, H, N, N]
         if mask is not None:
             scores = scores + mask
-        mixed = scores.softmax(dim=-1).to(v.dtype) @ v  # [B, H, N, K]
+        probabilities = self.probabilities(scores.softmax(dim=-1).to(v.dtype))
+        mixed = probabilities @ self.value(v)  # [B, H, N, K]
         return self.out(mixed.transpose(1, 2).reshape(batch, tokens, self.heads * self.head_width))
 
 

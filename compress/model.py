@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from compress.errors import PocketclipError
 from compress.layers import AttentionPool, Block, norm, projection
 from compress.reduction import Abstraction, Reducer
+from compress.scheme import apply_
 from compress.structure import (
     ClipConfig,
     TextConfig,
@@ -237,6 +238,8 @@ class ClipModel(nn.Module):
             self.text = TextTower(config.text, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if config.logit_bias else None
+        if config.scheme is not None:
+            apply_(self, config.scheme)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels [B, 3, H, W] -> [B, E], not unit length."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.errors import PocketclipError
 from compress.schedule import Reduction
+from compress.scheme import Scheme
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh", "relu"]
 
@@ -201,6 +202,8 @@ class ClipConfig(BaseModel):
     """The text tower."""
     logit_bias: bool = False
     """Whether a learnt logit bias exists (SigLIP)."""
+    scheme: Scheme | None = None
+    """What is quantized and how; None computes in float."""
 
     @model_validator(mode="after")
     def _widths_agree(self) -> "ClipConfig":
