@@ -18,6 +18,7 @@ from compress.clip import Clip
 from compress.fold import fold
 from compress.manifest import UNAVAILABLE, Job
 from compress.recipe import Recipe, Step
+from compress.twin import float_twin
 from compress.work import Data, Work
 
 TEACHER = "teacher"
@@ -100,6 +101,8 @@ def _run_export(models: _Models, step: Step, parent: str, folder: Path) -> None:
     exporter = plugin.find(plugin.EXPORTERS, step.name)
     try:
         clip = fold(replace(models.get(parent), data=models.data))
+        if not getattr(exporter, "HONOURS_SCHEME", False):
+            clip = float_twin(clip)
         exporter.write(clip, step.config, folder)
     except export.Unavailable as reason:
         row = {"target": step.name, "precision": getattr(step.config, "precision", None)}

@@ -41,7 +41,7 @@ def rewrite(model: Any, limit: int = FULL_RANGE) -> Any:
     graph = graph_model.graph
     for node in list(graph):
         if node.op_type == "Conv":
-            _patches_to_matmul(graph, node)
+            patches_to_matmul(graph, node)
     for node in list(graph):
         found = _find_attention(node) if node.op_type == "Softmax" else None
         if found:
@@ -51,14 +51,14 @@ def rewrite(model: Any, limit: int = FULL_RANGE) -> Any:
             _quantize_matmul(graph, node, limit)
         elif node.op_type == "Gather":
             _quantize_table(graph, node)
-    _remove_unused(graph)
+    remove_unused(graph)
     graph.opset_imports[CONTRIB] = 1
     return ir.to_proto(graph_model)
 
 
-def _patches_to_matmul(graph: ir.Graph, conv: ir.Node) -> None:
+def patches_to_matmul(graph: ir.Graph, conv: ir.Node) -> None:
     """Conv over patches that don't overlap, flattened -> a MatMul, which has int8 kernels."""
-    pixels, weight = conv.inputs[0], _constant(conv.inputs[1])
+    pixels, weight = conv.inputs[0], constant(conv.inputs[1])
     flat = _only_user(conv.outputs[0], "Reshape")
     tokens = flat and _only_user(flat.outputs[0], "Transpose")
     if pixels is None or pixels.shape is None or weight is None or weight.ndim != 4 or not tokens:
@@ -75,13 +75,13 @@ def _patches_to_matmul(graph: ir.Graph, conv: ir.Node) -> None:
         return
     batch, _, rows, columns = pixels.shape.numpy()
     rows, columns = rows // high, columns // wide
-    grid = _weight(
+    grid = initializer(
         graph, np.array([batch, channels, rows, high, columns, wide]), f"{conv.name}_grid"
     )
-    line = _weight(
+    line = initializer(
         graph, np.array([batch, rows * columns, channels * high * wide]), f"{conv.name}_line"
     )
-    matrix = _weight(graph, weight.reshape(out, -1).T.copy(), f"{conv.name}_matrix")
+    matrix = initializer(graph, weight.reshape(out, -1).T.copy(), f"{conv.name}_matrix")
     patches = ir.node("Reshape", [pixels, grid])
     ordered = ir.node("Transpose", patches.outputs, {"perm": [0, 2, 4, 1, 3, 5]})
     rows_of_pixels = ir.node("Reshape", [ordered.outputs[0], line])
@@ -89,7 +89,7 @@ def _patches_to_matmul(graph: ir.Graph, conv: ir.Node) -> None:
     nodes = [patches, ordered, rows_of_pixels, product]
     if len(conv.inputs) > 2:
         nodes.append(ir.node("Add", [product.outputs[0], conv.inputs[2]]))
-    _replace(graph, tokens, nodes)
+    replace(graph, tokens, nodes)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class _Attention:
 def _find_attention(softmax: ir.Node) -> _Attention | None:
     """The self-attention around a Softmax, if it is plain or causal and scaled as usual."""
     add = _up(softmax.inputs[0], "Add")
-    mask = _constant(add.inputs[1]) if add else None
+    mask = constant(add.inputs[1]) if add else None
     if add and (mask is None or not _is_causal(mask)):
         return None
     scores = _up(add.inputs[0] if add else softmax.inputs[0], "MatMul")
@@ -129,9 +129,9 @@ def _find_attention(softmax: ir.Node) -> _Attention | None:
     product = biased and _up(biased.inputs[0], "MatMul")
     if view is None or biased is None or product is None:
         return None
-    shape, factor = _constant(view.inputs[1]), _constant(scaled.inputs[1])
-    starts = [_constant(part.inputs[1]) for part in (q, k, v)]
-    weight, (x, bias) = _constant(product.inputs[1]), (product.inputs[0], biased.inputs[1])
+    shape, factor = constant(view.inputs[1]), constant(scaled.inputs[1])
+    starts = [constant(part.inputs[1]) for part in (q, k, v)]
+    weight, (x, bias) = constant(product.inputs[1]), (product.inputs[0], biased.inputs[1])
     if weight is None or shape is None or factor is None or x is None or bias is None:
         return None
     heads, width = int(shape[-2]), int(shape[-1])
@@ -148,22 +148,22 @@ def _fuse_attention(graph: ir.Graph, found: _Attention, limit: int) -> None:
     codes, step, zero = dynamic.outputs
     inputs = [
         codes,
-        _weight(graph, integers, f"{found.name}_int8"),
+        initializer(graph, integers, f"{found.name}_int8"),
         found.bias,
         step,
-        _weight(graph, scale, f"{found.name}_scale"),
+        initializer(graph, scale, f"{found.name}_scale"),
         None,
         zero,
     ]
     attributes = {"num_heads": found.heads, "unidirectional": int(found.causal)}
     attention = ir.node("QAttention", inputs, attributes, domain=CONTRIB)
-    _replace(graph, found.last, [dynamic, attention])
+    replace(graph, found.last, [dynamic, attention])
 
 
 def _quantize_matmul(graph: ir.Graph, node: ir.Node, limit: int) -> None:
     """MatMul or Gemm with a constant matrix, and its bias -> DynamicQuantizeMatMul."""
-    operand, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
-    matrix = _constant(operand)
+    operand = node.inputs[1]
+    matrix = constant(operand)
     if operand is None or matrix is None or matrix.ndim != 2:
         return
     if node.op_type == "Gemm":
@@ -172,18 +172,26 @@ def _quantize_matmul(graph: ir.Graph, node: ir.Node, limit: int) -> None:
     integers, scale = quantize_weight(matrix, limit)
     inputs = [
         node.inputs[0],
-        _weight(graph, integers, f"{operand.name}_int8"),
-        _weight(graph, scale, f"{operand.name}_scale"),
+        initializer(graph, integers, f"{operand.name}_int8"),
+        initializer(graph, scale, f"{operand.name}_scale"),
     ]
-    last = node
-    add = _only_user(node.outputs[0], "Add")
-    if bias is None and add is not None and add.inputs[0] is node.outputs[0]:
-        vector = _constant(add.inputs[1])
-        if vector is not None and vector.shape == scale.shape:
-            last, bias = add, add.inputs[1]
+    last, bias = bias_of(node)
     if bias is not None:
         inputs += [None, bias]
-    _replace(graph, last, [ir.node("DynamicQuantizeMatMul", inputs, domain=CONTRIB)])
+    replace(graph, last, [ir.node("DynamicQuantizeMatMul", inputs, domain=CONTRIB)])
+
+
+def bias_of(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
+    """The last node of a linear layer, and its bias: Gemm's own, or of an Add that follows."""
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        return node, node.inputs[2]
+    add = _only_user(node.outputs[0], "Add")
+    if add is not None and add.inputs[0] is node.outputs[0]:
+        vector, columns = constant(add.inputs[1]), node.inputs[1]
+        wide = None if columns is None or columns.shape is None else set(columns.shape.numpy())
+        if vector is not None and vector.ndim == 1 and wide and len(vector) in wide:
+            return add, add.inputs[1]
+    return node, None
 
 
 def _quantize_table(graph: ir.Graph, node: ir.Node) -> None:
@@ -191,22 +199,22 @@ def _quantize_table(graph: ir.Graph, node: ir.Node) -> None:
 
     Written out rather than as DequantizeLinear, which would be folded back to floats on load.
     """
-    table = _constant(node.inputs[0])
+    table = constant(node.inputs[0])
     indices = node.inputs[1]
     if (
         table is None
         or table.ndim != 2
         or table.dtype != np.float32
-        or _constant(indices) is not None
+        or constant(indices) is not None
     ):
         return
     integers, scale = quantize_weight(table.T)
     name = f"{node.name}_table"
-    rows = ir.node("Gather", [_weight(graph, integers.T.copy(), f"{name}_int8"), indices])
-    scales = ir.node("Gather", [_weight(graph, scale[:, None], f"{name}_scale"), indices])
+    rows = ir.node("Gather", [initializer(graph, integers.T.copy(), f"{name}_int8"), indices])
+    scales = ir.node("Gather", [initializer(graph, scale[:, None], f"{name}_scale"), indices])
     floats = ir.node("Cast", rows.outputs, {"to": ir.DataType.FLOAT})
     product = ir.node("Mul", [floats.outputs[0], scales.outputs[0]])
-    _replace(graph, node, [rows, scales, floats, product])
+    replace(graph, node, [rows, scales, floats, product])
 
 
 def _is_causal(mask: np.ndarray) -> bool:
@@ -231,11 +239,11 @@ def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
     return users[0].node if len(users) == 1 and users[0].node.op_type == op_type else None
 
 
-def _constant(value: ir.Value | None) -> np.ndarray | None:
+def constant(value: ir.Value | None) -> np.ndarray | None:
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
-def _weight(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
+def initializer(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
     """A new initializer of the graph; a number is added to a name that is taken."""
     taken = (f"{name}_{n}" for n in itertools.count(2))
     while name in graph.initializers:
@@ -247,7 +255,7 @@ def _weight(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
     return value
 
 
-def _replace(graph: ir.Graph, old: ir.Node, new: list[ir.Node]) -> None:
+def replace(graph: ir.Graph, old: ir.Node, new: list[ir.Node]) -> None:
     """Put `new` where `old` stands; its single output takes the name and the users of the old."""
     graph.insert_before(old, new)
     output, result = old.outputs[0], new[-1].outputs[0]
@@ -257,7 +265,7 @@ def _replace(graph: ir.Graph, old: ir.Node, new: list[ir.Node]) -> None:
     graph.remove(old, safe=True)
 
 
-def _remove_unused(graph: ir.Graph) -> None:
+def remove_unused(graph: ir.Graph) -> None:
     outputs = set(graph.outputs)
     for node in reversed(list(graph)):
         if not any(value.uses() or value in outputs for value in node.outputs):

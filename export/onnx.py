@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compress.clip import Clip
 from compress.errors import GateFailed
+from compress.twin import float_twin
 from export import Unavailable, _batches, _bundle
 
 VERSION = 1
@@ -107,10 +108,14 @@ def runtime(cfg: Config) -> dict[str, Any]:
 
 
 def graph(clip: Clip, tower: str, batch: int, opset: int) -> Any:
-    """One tower, normalised, as an onnx.ModelProto with static shapes and checked structure."""
+    """One tower, normalised, as an onnx.ModelProto with static shapes and checked structure.
+
+    Of a model with a scheme it is the float twin: weights on their grid, activations in float.
+    """
     import onnx
 
-    module = _Unit(copy.deepcopy(getattr(clip.model, tower)).cpu().float()).eval()
+    twin = float_twin(clip).model
+    module = _Unit(copy.deepcopy(getattr(twin, tower)).cpu().float()).eval()
     example = {
         "image": torch.zeros(batch, 3, *clip.preprocess.size),
         "text": torch.zeros(batch, clip.tokenizer.contract.context_length, dtype=torch.int32),

@@ -9,11 +9,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from compress.clip import Clip
+from compress.scheme import Scheme
+from compress.twin import float_twin
 from export import _bundle
 from export import onnx as portable
 
 VERSION = 1
 REQUIRES = ""
+HONOURS_SCHEME = True
 
 MIN_COSINE = {"fp32": 0.9999, "int8": 0.98}
 
@@ -25,12 +28,14 @@ class Config(BaseModel):
 
     precision: Literal["fp32", "int8"] = "fp32"
     """fp32: the portable graph. int8: weights, patch projection and token table in 8 bits (one
-    scale per column, per row for the table), activations quantized as they come."""
+    scale per column, per row for the table), activations quantized as they come; of a model with a
+    scheme what the scheme says, as near as this runtime has it."""
     batch: int = Field(default=1, ge=1)
     """Images or texts per call, fixed in the graph. In int8 all inputs of one call share a scale,
     so that with more than 1 an embedding depends, by a rounding error, on its neighbours."""
     reduce_range: bool = False
-    """int8 with 7-bit weights, for x86 CPUs without VNNI, where 8-bit sums overflow."""
+    """int8 with 7-bit weights, for x86 CPUs without VNNI, where 8-bit sums overflow; with a scheme,
+    `quantize: {weight_bits: 7}` says it."""
     min_cosine: float | None = Field(default=None, ge=-1, le=1)
     """Parity gate, worst cosine to the torch model; None: 0.9999 for fp32, 0.98 for int8."""
 
@@ -40,13 +45,22 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
 
     Raises GateFailed if the files disagree with the torch model; nothing is left at `out` then.
     """
-    from export import _int8
+    from export import _int8, _scheme
 
     limit = _int8.REDUCED_RANGE if cfg.reduce_range else _int8.FULL_RANGE
-    with _bundle.writing(clip, out, spec(cfg)) as folder:
+    schemed = cfg.precision == "int8" and clip.model.config.scheme is not None
+    clip = clip if schemed else float_twin(clip)
+    about = spec(cfg, clip.model.config.scheme)
+    notes: dict[str, str] = {}
+    if schemed:
+        about.runtime["not_as_the_scheme_says"] = notes
+    with _bundle.writing(clip, out, about) as folder:
         for tower in _bundle.TOWERS:
             graph = portable.graph(clip, tower, cfg.batch, portable.Config().opset)
-            if cfg.precision == "int8":
+            if schemed:
+                graph, snapped = _scheme.realise(graph, clip, tower, "onnxruntime")
+                notes |= snapped
+            elif cfg.precision == "int8":
                 graph = _int8.rewrite(graph, limit)
             portable.save(graph, folder / f"{tower}.onnx")
 
@@ -66,11 +80,13 @@ def load(folder: Path, device: str = "cpu", threads: int | None = None) -> porta
     return portable.OrtEncoder(folder, device, threads)
 
 
-def spec(cfg: Config) -> _bundle.Spec:
-    """What the bundle's pages say of this target."""
+def spec(cfg: Config, scheme: Scheme | None = None) -> _bundle.Spec:
+    """What the bundle's pages say of this target; with a scheme, which precision it is."""
     gate = MIN_COSINE[cfg.precision] if cfg.min_cosine is None else cfg.min_cosine
     runtime = portable.runtime(portable.Config())
-    if cfg.precision == "int8":
+    if scheme is not None:
+        runtime["scheme"] = scheme.label
+    elif cfg.precision == "int8":
         runtime["weight_bits"] = 7 if cfg.reduce_range else 8
     return _bundle.Spec(
         "onnxruntime", cfg.precision, "onnx", cfg.batch, gate, load, portable.USAGE, runtime

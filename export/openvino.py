@@ -16,11 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from compress.clip import Clip
-from export import Unavailable, _batches, _bundle, _calibration
+from compress.twin import float_twin
+from export import Unavailable, _batches, _bundle, _calibration, _scheme
 from export import onnx as portable
 
 VERSION = 1
 REQUIRES = "openvino"
+HONOURS_SCHEME = True
 
 Precision = Literal["fp32", "fp16", "int8", "int8-weights", "int4"]
 Inference = Literal["f32", "bf16", "f16"]
@@ -33,7 +35,8 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     precision: Precision = "fp32"
-    """fp32, fp16: type of the stored weights. int8: weights and activations, fixed ranges.
+    """fp32, fp16: type of the stored weights. int8: weights and activations, fixed ranges; of a
+    model with a scheme what the scheme says, as near as this runtime has it.
     int8-weights, int4: weights only, computed in `inference_precision`."""
     inference_precision: Inference = "f32"
     """What everything that isn't an integer is computed in; bf16 is twice as fast on CPUs that
@@ -83,12 +86,24 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
     ov = _openvino()
     if cfg.inference_precision not in _supported(ov):
         raise Unavailable(f"this CPU has no {cfg.inference_precision} in OpenVINO")
-    samples = _calibration.collect(clip, cfg.calibration) if cfg.calibrates else None
-    with _bundle.writing(clip, out, spec(cfg, samples)) as folder:
+    schemed = cfg.precision == "int8" and clip.model.config.scheme is not None
+    clip = clip if schemed else float_twin(clip)
+    wanted = cfg.calibrates and not schemed
+    samples = _calibration.collect(clip, cfg.calibration) if wanted else None
+    about = spec(cfg, samples)
+    notes: dict[str, str] = {}
+    with _bundle.writing(clip, out, about) as folder:
         for tower in _bundle.TOWERS:
             source = folder / f"{tower}.onnx"
-            portable.save(portable.graph(clip, tower, cfg.batch, portable.Config().opset), source)
-            model = compress(ov.convert_model(source), tower, cfg, samples)
+            graph = portable.graph(clip, tower, cfg.batch, portable.Config().opset)
+            if schemed:
+                graph, snapped = _scheme.realise(graph, clip, tower, "qdq")
+                notes |= snapped
+                about.runtime["not_as_the_scheme_says"] = notes
+            portable.save(graph, source)
+            model = ov.convert_model(source)
+            if not schemed:
+                model = compress(model, tower, cfg, samples)
             ov.save_model(model, folder / f"{tower}.xml", compress_to_fp16=cfg.precision == "fp16")
             for file in folder.glob(f"{source.name}*"):
                 file.unlink()

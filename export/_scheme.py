@@ -1,0 +1,226 @@
+"""Realises a model's quantization scheme in the ONNX graph of its float twin.
+
+Static layers become QuantizeLinear/DequantizeLinear pairs, which ONNX Runtime, OpenVINO and
+TensorRT fuse into integer kernels; dynamic ones ONNX Runtime's own operators; weight-only ones
+MatMulNBits. Layers are found by their weights, which the twin carries on their grid. What a runtime
+has no kernel for is snapped to the nearest thing that it has, and named in `bundle.json`.
+
+Shapes: D input width, O output width, V rows of the token table.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from compress.clip import Clip
+from compress.nn.fake import ActRounding, RoundedEmbedding
+from compress.scheme import SITES, LayerScheme
+from compress.twin import Rounded, rounded_layers
+from export import _int8, _nbits
+
+Runtime = Literal["onnxruntime", "qdq"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A rounded layer as a graph needs it."""
+
+    name: str
+    entry: LayerScheme
+    codes: np.ndarray
+    """[D, O], or [V, D] of a table: int8, or uint8 where the zero point isn't 0."""
+    scale: np.ndarray
+    """float32 [O, G] ([V, 1] of a table)."""
+    zero: np.ndarray
+    """Of the codes' type, [O, G]."""
+    act: tuple[float, int, bool] | None
+    """Scale, zero point and signedness of a static input."""
+
+
+@torch.no_grad()
+def realise(model: Any, clip: Clip, tower: str, runtime: Runtime) -> tuple[Any, dict[str, str]]:
+    """The float twin's onnx.ModelProto of one tower -> the same with integers, and what isn't.
+
+    The second result names each layer that this runtime computes otherwise than the scheme says,
+    with what it does instead.
+    """
+    layers, notes = _snapped(clip, tower, runtime)
+    by_weight = {_key(floats): layer for floats, layer in layers}
+    graph_model = ir.from_proto(model)
+    graph = graph_model.graph
+    for node in list(graph):
+        if node.op_type == "Conv":
+            _int8.patches_to_matmul(graph, node)
+    missing = {layer.name for _, layer in layers}
+    for node in list(graph):
+        layer = _layer_of(node, by_weight)
+        if layer is not None:
+            _realise_(graph, node, layer)
+            missing.discard(layer.name)
+    notes |= dict.fromkeys(sorted(missing), "not found in the graph, computed in float")
+    _int8.remove_unused(graph)
+    graph.opset_imports[_int8.CONTRIB] = 1
+    return ir.to_proto(graph_model), notes
+
+
+def _snapped(
+    clip: Clip, tower: str, runtime: Runtime
+) -> tuple[list[tuple[np.ndarray, Layer]], dict[str, str]]:
+    """(float weight as it stands in the graph, layer as it can run), and what had to change."""
+    scheme = clip.model.config.scheme
+    assert scheme is not None
+    modules = rounded_layers(clip.model)
+    layers, notes = [], {}
+    for name, asked in scheme.layers.items():
+        if name.split(".")[0] != tower:
+            continue
+        entry = nearest(asked, name, runtime)
+        if entry.model_dump(exclude={"equalized"}) != asked.model_dump(exclude={"equalized"}):
+            notes[name] = f"asked {asked.label} {asked.act}, runs {entry.label} {entry.act}"
+        if name in modules and entry.weight_bits is not None:
+            layers.append(_read(name, entry, asked, modules[name]))
+    return layers, notes
+
+
+def nearest(asked: LayerScheme, name: str, runtime: Runtime) -> LayerScheme:
+    """The entry that the runtime computes instead; weights keep their values.
+
+    Codes of 2, 3 bits stand in 4, of 5 to 7 in 8. Inputs run in 8 bits with equal steps or in
+    float.
+    """
+    if name.rsplit(".", 1)[-1] in SITES:
+        return LayerScheme()
+    if asked.act_bits is None or asked.weight_bits is None or name == "text.token":
+        return replace_bits(asked, asked.weight_bits, None)
+    static = asked.act == "static"
+    if asked.group or not (static or asked.act == "dynamic"):
+        return replace_bits(asked, asked.weight_bits, None)
+    if not static and runtime == "qdq":
+        return replace_bits(asked, asked.weight_bits, None)
+    return replace_bits(asked, max(asked.weight_bits, 7), 8)
+
+
+def replace_bits(asked: LayerScheme, weight: int | None, act: int | None) -> LayerScheme:
+    """The entry with runnable weight bits (4, 7 or 8) and these input bits."""
+    if weight is not None:
+        weight = 4 if weight <= 4 else max(weight, 7)
+    kind = asked.act if act is not None else "static"
+    symmetric = asked.act_symmetric and act is not None
+    return asked.model_copy(
+        update={"weight_bits": weight, "act_bits": act, "act": kind, "act_symmetric": symmetric}
+    )
+
+
+def _read(
+    name: str, entry: LayerScheme, asked: LayerScheme, module: Rounded
+) -> tuple[np.ndarray, Layer]:
+    assert module.codes is not None
+    signed = asked.weight_symmetric
+    kind = np.int8 if signed else np.uint8
+    codes = module.codes.codes(module.weight).numpy(force=True).astype(kind)  # [O, D]
+    floats = module.rounded_weight().flatten(1).numpy(force=True)
+    scale = module.codes.scale.view(len(codes), -1).numpy(force=True)
+    zero = module.codes.zero.view(len(codes), -1).numpy(force=True).astype(kind)
+    act = None
+    if not isinstance(module, RoundedEmbedding) and entry.act_bits and entry.act == "static":
+        assert isinstance(module.input, ActRounding)
+        act = _eight_bits(module.input)
+    if not isinstance(module, RoundedEmbedding):
+        codes, floats = codes.T, floats.T
+    layer = Layer(name, entry, np.ascontiguousarray(codes), scale, zero, act)
+    return np.ascontiguousarray(floats), layer
+
+
+def _eight_bits(act: ActRounding) -> tuple[float, int, bool]:
+    """A static range of any width in 8-bit codes; one of 8 bits keeps scale and zero point."""
+    scale, zero = float(act.scale), float(act.zero)
+    if act.bits == 8:
+        return scale, int(zero), act.symmetric
+    first, last = act.limits
+    low, high = (first - zero) * scale, (last - zero) * scale
+    if act.symmetric:
+        return high / 127, 0, True
+    wide = (high - low) / 255
+    return wide, round(-low / wide), False
+
+
+def _key(array: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+    return array.shape, np.ascontiguousarray(array, dtype=np.float32).tobytes()
+
+
+def _layer_of(node: ir.Node, by_weight: dict[Any, Layer]) -> Layer | None:
+    if node.op_type not in ("MatMul", "Gemm", "Gather"):
+        return None
+    matrix = _int8.constant(node.inputs[0 if node.op_type == "Gather" else 1])
+    if matrix is None or matrix.ndim != 2:
+        return None
+    if node.op_type == "Gemm" and "transB" in node.attributes:
+        matrix = matrix.T if node.attributes["transB"].as_int() else matrix
+    return by_weight.get(_key(matrix))
+
+
+def _realise_(graph: ir.Graph, node: ir.Node, layer: Layer) -> None:
+    if node.op_type == "Gather":
+        _table_(graph, node, layer)
+        return
+    last, bias = _int8.bias_of(node)
+    if layer.entry.act_bits is None:
+        product = _nbits.node(
+            graph, node.inputs[0], layer.codes, layer.scale, layer.zero, layer.name
+        )
+        nodes = [product]
+    elif layer.entry.act == "dynamic":
+        nodes = _dynamic(graph, node, layer)
+    else:
+        nodes = _static(graph, node, layer)
+    if bias is not None:
+        nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias]))
+    _int8.replace(graph, last, nodes)
+
+
+def _static(graph: ir.Graph, node: ir.Node, layer: Layer) -> list[ir.Node]:
+    """Quantize and dequantize around a MatMul, the form that runtimes fuse."""
+    assert layer.act is not None
+    step, zero, signed = layer.act
+    name, x = layer.name, node.inputs[0]
+    scale = _int8.initializer(graph, np.array(step, dtype=np.float32), f"{name}.input_scale")
+    kind = np.int8 if signed else np.uint8
+    point = _int8.initializer(graph, np.array(zero, dtype=kind), f"{name}.input_zero")
+    rounded = ir.node("QuantizeLinear", [x, scale, point])
+    back = ir.node("DequantizeLinear", [rounded.outputs[0], scale, point])
+    integers = _int8.initializer(graph, layer.codes, f"{name}.weight")
+    per_column = _int8.initializer(graph, layer.scale[:, 0].copy(), f"{name}.weight_scale")
+    zeros = _int8.initializer(graph, layer.zero[:, 0].copy(), f"{name}.weight_zero")
+    matrix = ir.node("DequantizeLinear", [integers, per_column, zeros], {"axis": 1})
+    product = ir.node("MatMul", [back.outputs[0], matrix.outputs[0]])
+    return [rounded, back, matrix, product]
+
+
+def _dynamic(graph: ir.Graph, node: ir.Node, layer: Layer) -> list[ir.Node]:
+    inputs = [
+        node.inputs[0],
+        _int8.initializer(graph, layer.codes, f"{layer.name}.weight"),
+        _int8.initializer(graph, layer.scale[:, 0].copy(), f"{layer.name}.weight_scale"),
+    ]
+    if layer.zero.any():
+        inputs.append(
+            _int8.initializer(graph, layer.zero[:, 0].copy(), f"{layer.name}.weight_zero")
+        )
+    return [ir.node("DynamicQuantizeMatMul", inputs, domain=_int8.CONTRIB)]
+
+
+def _table_(graph: ir.Graph, node: ir.Node, layer: Layer) -> None:
+    """Rows of integers, each with its scale; written out, as DequantizeLinear would be folded."""
+    name, indices = layer.name, node.inputs[1]
+    codes = layer.codes.astype(np.int16) - layer.zero.astype(np.int16)
+    kind = np.int8 if codes.min() >= -128 and codes.max() < 128 else np.int16
+    rows = ir.node(
+        "Gather", [_int8.initializer(graph, codes.astype(kind), f"{name}.codes"), indices]
+    )
+    scales = ir.node("Gather", [_int8.initializer(graph, layer.scale, f"{name}.scale"), indices])
+    floats = ir.node("Cast", rows.outputs, {"to": ir.DataType.FLOAT})
+    product = ir.node("Mul", [floats.outputs[0], scales.outputs[0]])
+    _int8.replace(graph, node, [rows, scales, floats, product])

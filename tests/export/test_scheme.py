@@ -1,0 +1,137 @@
+"""What ONNX Runtime computes of a scheme is what the torch model simulates."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import numpy_helper
+from tiny import tiny_clip, tiny_data
+from torch import Tensor
+
+from compress.clip import Clip, TorchEncoder
+from compress.scheme import LayerScheme
+from compress.stages import quantize
+from compress.work import Work
+from export import _nbits, _parity, _scheme, onnxruntime
+from export import onnx as portable
+
+W4 = {"act_bits": None, "weight_bits": 4}
+
+
+def quantized(folder: Path, **settings: object) -> Clip:
+    clip = tiny_clip(layers=1)
+    work = Work(clip, clip, tiny_data(folder))
+    return quantize.run(work, quantize.Config(**settings), folder).clip
+
+
+def executed(clip: Clip, tower: str, rows: Tensor) -> tuple[Tensor, dict[str, str]]:
+    graph, notes = _scheme.realise(portable.graph(clip, tower, 1, 20), clip, tower, "onnxruntime")
+    session = ort.InferenceSession(graph.SerializeToString())
+    name = session.get_inputs()[0].name
+    found = [session.run(None, {name: row[None].numpy()})[0] for row in rows]
+    return torch.from_numpy(np.concatenate(found)), notes
+
+
+@pytest.mark.parametrize(
+    ("tower", "settings", "agreement"),
+    [
+        # a value between two codes may fall to the other, and narrow layers notice
+        ("text", {"act_symmetric": True}, 0.999),
+        ("image", {"weight_symmetric": False}, 0.999),
+        ("image", {"act": "dynamic"}, 0.999),
+        ("text", {**W4, "weight_bits": 8}, 0.99999),
+        ("text", {**W4, "group": 16, "weight_symmetric": False}, 0.99999),
+        ("image", {**W4, "rounding": "gptq"}, 0.99999),
+    ],
+    ids=["symmetric", "u8 weights", "dynamic", "w8", "w4 group", "w4 gptq"],
+)
+def test_executed_equals_simulated(
+    tower: str, settings: dict[str, object], agreement: float, tmp_path: Path
+) -> None:
+    clip = quantized(tmp_path, **settings)
+    rows = _parity.probes(clip)[tower == "text"][:12]
+    simulated = TorchEncoder(clip)
+    wanted = (simulated.encode_image if tower == "image" else simulated.encode_text)(rows)
+    found, notes = executed(clip, tower, rows)
+    assert torch.cosine_similarity(wanted, found).min() > agreement
+    assert notes == {}
+
+
+def test_a_static_bundle_agrees_and_holds_integers(tmp_path: Path) -> None:
+    clip = quantized(tmp_path)
+    out = tmp_path / "bundle"
+    onnxruntime.write(clip, onnxruntime.Config(precision="int8", min_cosine=0.999), out)
+    told = json.loads((out / "bundle.json").read_text())["runtime"]
+    assert told["scheme"] == "w8a8" and told["not_as_the_scheme_says"] == {}
+    for tower in ("image", "text"):
+        model = onnx.load(out / f"{tower}.onnx")
+        arrays = [numpy_helper.to_array(t) for t in model.graph.initializer]
+        floats = [a.size for a in arrays if a.dtype == np.float32 and a.ndim > 1]
+        assert max(floats) <= max(getattr(clip.model, tower).position.numel(), 300)
+
+
+def test_what_a_runtime_lacks_is_snapped_and_named(tmp_path: Path) -> None:
+    clip = quantized(tmp_path, weight_bits=3, act_bits=6, family="adalog", attention=True)
+    rows = _parity.probes(clip)[0][:8]
+    found, told = executed(clip, "image", rows)
+    assert told["image.blocks.0.attention.qkv"] == "asked w3a6 static, runs w7a8 static"
+    assert told["image.blocks.0.mlp.down"] == "asked w3a6 adalog, runs w4a16 static"
+    assert told["image.blocks.0.attention.query"].endswith("runs float static")
+    wanted = TorchEncoder(clip).encode_image(rows)
+    assert torch.cosine_similarity(wanted, found).min() > 0.9
+
+
+def test_snapping_keeps_what_kernels_compute() -> None:
+    for entry in (
+        LayerScheme(weight_bits=8, act_bits=8),
+        LayerScheme(weight_bits=8, act_bits=8, act="dynamic"),
+        LayerScheme(weight_bits=4, group=32),
+    ):
+        assert _scheme.nearest(entry, "image.blocks.0.mlp.up", "onnxruntime") == entry
+
+
+@pytest.mark.parametrize(("width", "group"), [(48, 48), (64, 16), (96, 32)])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+def test_packed_blocks_unpack_to_the_codes(width: int, group: int, bits: int, kind: type) -> None:
+    random = np.random.default_rng(0)
+    low = -(2 ** (bits - 1)) if kind is np.int8 else 0
+    codes = random.integers(low, low + 2**bits, (width, 3)).astype(kind)
+    zero = random.integers(low, low + 2**bits, (3, width // group)).astype(kind)
+    scale = random.random((3, width // group), dtype=np.float32)
+    size = _nbits.block_size(width, group)
+    packed, scales, zeros = _nbits.pack(codes, scale, zero, bits, size)
+
+    def unpack(array: np.ndarray) -> np.ndarray:
+        if bits == 8:
+            return array.astype(int)
+        pairs = np.stack([array & 15, array >> 4], axis=-1)
+        return pairs.reshape(*array.shape[:-1], -1).astype(int)
+
+    for row in range(3):
+        for column in range(width):
+            block = column // size
+            value = int(unpack(packed)[row, block, column % size]) - int(unpack(zeros)[row, block])
+            wanted = int(codes[column, row]) - int(zero[row, column // group])
+            assert value * scales[row, block] == pytest.approx(
+                wanted * scale[row, column // group], rel=1e-6
+            )
+
+
+def test_openvino_computes_the_same_scheme(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    from export import openvino
+
+    clip = quantized(tmp_path)
+    out = tmp_path / "bundle"
+    openvino.write(clip, openvino.Config(precision="int8", min_cosine=0.999), out)
+    told = json.loads((out / "bundle.json").read_text())["runtime"]
+    assert told["not_as_the_scheme_says"] == {}
+    plain = tmp_path / "plain"
+    openvino.write(clip, openvino.Config(), plain)  # the float twin
+    sizes = [(folder / "text.bin").stat().st_size for folder in (out, plain)]
+    assert sizes[0] < sizes[1] / 2
