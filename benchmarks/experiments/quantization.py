@@ -1,0 +1,283 @@
+"""What quantization costs: executed files of each runtime, and simulated research quantizers.
+
+    python -m benchmarks.experiments.quantization            about 40 minutes on two idle cores
+    python -m benchmarks.experiments.quantization --quick    a few minutes, student only, 1 seed
+
+Every row has `executed`: true where a runtime computed it, false where torch simulated it; no claim
+mixes them. Arms that are done are kept in runs/quantization, so a stopped experiment continues.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import compress.clip
+from benchmarks import machine
+from benchmarks.experiments import quantization_arms as arms
+from benchmarks.experiments.quantization_claims import claims as claims
+from compress import plugin, recipe
+from compress.atomic import write_json
+from compress.batches import embed_images, embed_texts
+from compress.clip import Clip, Encoder, TorchEncoder
+from compress.embeddings import Config as Evaluation
+from compress.embeddings import Embeddings, embed
+from compress.evaluate import measure
+from compress.nn import vectors
+from compress.stages import quantize, reduce_embedding
+from compress.twin import float_twin
+from compress.work import Data, Work
+from export import Unavailable
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes/emoji/quickstart.yaml"
+RUNS = ROOT / "runs/quantization"
+RESULTS = ROOT / "benchmarks/results/quantization.json"
+QUICK = ROOT / "runs/quantization-quick"
+SPLIT = "held_out_style"
+SEEDS = (0, 1, 2)
+FIGURES = ("top1", "image_to_text_r1", "text_to_image_r1")
+
+
+class Simulation(TorchEncoder):
+    """A torch model that cuts texts behind their end, as is exact for causal towers."""
+
+    @torch.no_grad()
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return embed_texts(self.model.text, tokens)
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        return embed_images(self.model.image, pixels)
+
+
+class Bench:
+    """Models, data and figures of the experiment; everything slow is done once."""
+
+    def __init__(self, folder: Path, quick: bool) -> None:
+        self.folder, self.quick = folder, quick
+        self.evaluation = Evaluation(captions_per_image=1, resamples=200, splits=(SPLIT,))
+        self.floats: dict[str, Embeddings] = {}
+
+    @cached_property
+    def data(self) -> Data:
+        return recipe.load(RECIPE).shards()
+
+    @cached_property
+    def teacher(self) -> Clip:
+        return plugin.source("teacher", RECIPE.parent)
+
+    @cached_property
+    def student(self) -> Clip:
+        """The quickstart's student, trained once."""
+        run = self.folder / "student"
+        if not (run / "01-distill/model.json").exists():
+            command = [sys.executable, "-m", "compress", "run", str(RECIPE), "--out", str(run)]
+            settings = ["export=[]", f"evaluate.splits=[{SPLIT}]"]
+            settings += ["stages.distill.steps=100"] if self.quick else []
+            done = subprocess.run(
+                [*command, *(a for s in settings for a in ("--set", s))], cwd=ROOT
+            )
+            if done.returncode:
+                sys.exit("training the student failed")
+        return compress.clip.load(run / "01-distill")
+
+    def clip(self, model: str) -> Clip:
+        return self.teacher if model == "teacher" else self.student
+
+    def figures(self, encoder: Encoder, model: str, texts: bool = True) -> dict[str, Any]:
+        """Accuracy on the held-out style; without `texts` against the float model's texts."""
+        clip = self.clip(model)
+        if model not in self.floats:
+            self.floats[model] = embed(Simulation(clip), clip, self.data, self.evaluation)[SPLIT]
+        plain = self.floats[model]
+        if texts:
+            own = embed(encoder, clip, self.data, self.evaluation)[SPLIT]
+        else:
+            own = replace(plain, images=self._images(encoder, clip, plain))
+        found = measure(own, self.evaluation)
+        cosine = (own.images * plain.images).sum(1)
+        words = (own.captions * plain.captions).sum(1)
+        return {key: found[key] for key in FIGURES} | {
+            "image_cosine": float(cosine.mean()),
+            "text_cosine": float(words.mean()) if texts else None,
+        }
+
+    def _images(self, encoder: Encoder, clip: Clip, plain: Embeddings) -> Any:
+        pairs = self.data.split(SPLIT)
+        pixels = [clip.preprocess(pairs.image(int(i))) for i in plain.split.indices]
+        return encoder.encode_image(torch.stack(pixels)).numpy()
+
+    def quantized(self, model: str, settings: dict[str, Any], seed: int) -> Clip:
+        clip = self.clip(model)
+        work = Work(clip, clip, self.data, seed=seed)
+        with tempfile.TemporaryDirectory() as out:
+            return quantize.run(work, quantize.Config.model_validate(settings), Path(out)).clip
+
+
+def once(folder: Path, name: str, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows of an arm, kept in a file."""
+    path = folder / f"{name}.json"
+    if not path.exists():
+        rows = make()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, rows)
+        print(name, *(_line(row) for row in rows), sep="\n  ", flush=True)
+    found: list[dict[str, Any]] = json.loads(path.read_text())
+    return found
+
+
+def _line(row: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if v
+    )
+
+
+def float_rows(bench: Bench, model: str) -> list[dict[str, Any]]:
+    figures = bench.figures(Simulation(bench.clip(model)), model)
+    return [{"model": model, "arm": "float", "seed": 0, "executed": False, **figures}]
+
+
+def executed_rows(bench: Bench, model: str, arm: str, seed: int) -> list[dict[str, Any]]:
+    """One quantized model in each runtime that realises schemes."""
+    made = bench.quantized(model, arms.EXECUTED[arm], seed)
+    rows = []
+    for runtime in arms.RUNTIMES:
+        row = {"model": model, "arm": arm, "seed": seed, "executed": True, "runtime": runtime}
+        exporter = plugin.find(plugin.EXPORTERS, runtime)
+        with tempfile.TemporaryDirectory() as name:
+            out = Path(name) / "bundle"
+            try:
+                exporter.write(made, exporter.Config(precision="int8", min_cosine=-1.0), out)
+                encoder = exporter.load(out, "cpu", 1)
+            except Unavailable as reason:
+                rows.append(row | {"executed": False, "unavailable": str(reason)})
+                continue
+            about = json.loads((out / "bundle.json").read_text())
+            sizes = {
+                f"{t}_bytes": (out / about[t]["file"]).stat().st_size for t in ("image", "text")
+            }
+            parity = min(about["parity"][t]["worst_cosine"] for t in ("image", "text"))
+            figures = bench.figures(encoder, model)
+            rows.append(row | figures | sizes | {"worst_cosine_to_simulation": parity})
+    if arm == arms.FIXED_PROMPTS:
+        image_only = bench.figures(Simulation(made), model, texts=False)
+        rows.append({"model": model, "arm": "w8a8, texts in float", "seed": seed} | image_only)
+        rows[-1]["executed"] = False
+    return rows
+
+
+def simulated_rows(bench: Bench, model: str, arm: str, seed: int) -> list[dict[str, Any]]:
+    """One research setting of the image tower, against float texts."""
+    made = bench.quantized(model, {**arms.SIMULATED[arm], "towers": ("image",)}, seed)
+    figures = bench.figures(Simulation(made), model, texts=False)
+    return [{"model": model, "arm": arm, "seed": seed, "executed": False, **figures}]
+
+
+def embedding_rows(bench: Bench, model: str) -> list[dict[str, Any]]:
+    """Index bytes against retrieval: integer and binary vectors, and fewer dimensions by PCA."""
+    clip = bench.clip(model)
+    rows = []
+    width = clip.model.config.embed_dim
+    for dim in (width, width // 2, width // 4):
+        work = Work(clip, clip, bench.data)
+        cut = clip
+        if dim < width:
+            cut = reduce_embedding.run(work, reduce_embedding.Config(dim=dim), bench.folder).clip
+        own = embed(Simulation(cut), cut, bench.data, bench.evaluation)[SPLIT]
+        train = calibration_vectors(cut, bench.data)
+        for kind in arms.VECTORS:
+            codec = vectors.fit(kind, train)
+            stored = codec.stored(torch.from_numpy(own.images))
+            queries = codec.query(torch.from_numpy(own.captions)).numpy()
+            unit = torch.nn.functional.normalize(stored, dim=-1).numpy()
+            found = measure(replace(own, images=unit, captions=queries), bench.evaluation)
+            row = {"model": model, "arm": f"vectors {kind} x {dim}", "seed": 0, "executed": True}
+            figures = {"text_to_image_r1": found["text_to_image_r1"]}
+            rows.append(row | figures | {"bytes_per_vector": codec.num_bytes()})
+    return rows
+
+
+@torch.no_grad()
+def calibration_vectors(clip: Clip, data: Data) -> Tensor:
+    from compress import calibrate
+
+    pairs = calibrate.draw(clip, data, 512, 0)
+    return calibrate.embed(clip.model, pairs)[0]
+
+
+def outlier_rows(bench: Bench, model: str) -> list[dict[str, Any]]:
+    """A model whose norms give some channels 60 times the rest, undone by the weights."""
+    clip = float_twin(bench.clip(model))
+    spoilt = clip.with_model(arms.with_outliers(clip.model), {"step": "outliers"})
+    rows = []
+    for name, settings in arms.OUTLIERS.items():
+        work = Work(spoilt, spoilt, bench.data)
+        with tempfile.TemporaryDirectory() as out:
+            made = quantize.run(work, quantize.Config.model_validate(settings), Path(out)).clip
+        figures = bench.figures(Simulation(made), model, texts=False)
+        row = {"model": model, "arm": f"outliers, {name}", "seed": 0, "executed": False}
+        rows.append(row | figures)
+    return rows
+
+
+def jobs(bench: Bench, models: tuple[str, ...], seeds: tuple[int, ...]) -> list[Any]:
+    """(name, function) of every arm, the cheap and telling ones first."""
+    found: list[Any] = []
+    for model in models:
+        found.append((f"float-{model}", lambda m=model: float_rows(bench, m)))
+        for arm in arms.EXECUTED:
+            for seed in seeds:
+                make = lambda m=model, a=arm, s=seed: executed_rows(bench, m, a, s)  # noqa: E731
+                found.append((f"executed-{arm}-{model}-{seed}", make))
+        found.append((f"vectors-{model}", lambda m=model: embedding_rows(bench, m)))
+        found.append((f"outliers-{model}", lambda m=model: outlier_rows(bench, m)))
+        for arm in arms.SIMULATED:
+            for seed in seeds:
+                make = lambda m=model, a=arm, s=seed: simulated_rows(bench, m, a, s)  # noqa: E731
+                found.append((f"simulated-{arm}-{model}-{seed}", make))
+    found.append(("latency", arms.latency_rows))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help=f"writes into {QUICK.name}")
+    parser.add_argument("--only", default="", help="run only arms whose name has this; no result")
+    given = parser.parse_args()
+    folder = QUICK if given.quick else RUNS
+    models, seeds = (("student",), (0,)) if given.quick else (("teacher", "student"), SEEDS)
+    rows = []
+    for name, make in jobs(Bench(folder, given.quick), models, seeds):
+        if given.only in name and not (given.quick and name == "latency"):
+            rows += once(folder, name.replace(" ", "_").replace(",", ""), make)
+    if given.only:
+        return
+    result = {
+        "command": "python -m benchmarks.experiments.quantization"
+        + (" --quick" if given.quick else ""),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "seeds": list(seeds),
+        "rows": rows,
+        "claims": claims(rows),
+    }
+    write_json(folder / "quantization.json" if given.quick else RESULTS, result)
+    for claim in result["claims"]:
+        verdict = "holds" if claim["holds"] else "FALLS SHORT"
+        print(f"{claim['name']}: {claim['value']:.4f} (goal {claim['goal']:g}) {verdict}")
+
+
+if __name__ == "__main__":
+    main()

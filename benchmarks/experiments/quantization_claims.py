@@ -1,0 +1,129 @@
+"""What the quantization experiment asked for, computed from its rows alone."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+Rows = list[dict[str, Any]]
+LADDER = ("w4a4 uniform", "w4a4 repq", "mixed lrp", "w4a4 adalog", "w4a4 reconstructed")
+
+
+def claims(rows: Rows) -> list[dict[str, Any]]:
+    """Each figure of the goal that the rows allow; drops are float less quantized, in fractions."""
+    found: list[dict[str, Any]] = []
+    for model in ("teacher", "student"):
+        found += _executed(rows, model)
+        found += _simulated(rows, model)
+    return [claim for claim in [*found, *_latency(rows)] if claim["rows"]]
+
+
+def _executed(rows: Rows, model: str) -> list[dict[str, Any]]:
+    found = []
+    for runtime in ("onnxruntime", "openvino"):
+        of = lambda arm, r=runtime: _pick(rows, model=model, arm=arm, executed=True, runtime=r)  # noqa: E731
+        goals = (("w8a8", "top1", 0.003), ("w8a8", "text_to_image_r1", 0.005))
+        goals += (
+            ("w8a8", "image_to_text_r1", 0.005),
+            ("w8", "top1", 0.0005),
+            ("w4", "top1", 0.005),
+        )
+        for arm, key, goal in goals:
+            name = f"{model}, {runtime}, {arm}: loss of {key}, executed"
+            found.append(_drop(rows, model, of(arm), key, goal, name))
+        gained = _difference(rows, of("w4"), of("w4 rtn"), "top1")
+        name = f"{model}, {runtime}: w4 over round-to-nearest at the same size, top1, executed"
+        found.append(_entry(name, gained, 0.01, "higher", "fraction", [*of("w4"), *of("w4 rtn")]))
+        worst = [rows[i]["worst_cosine_to_simulation"] for i in of("w8a8")]
+        name = f"{model}, {runtime}, w8a8: worst cosine of executed to simulated"
+        found.append(_entry(name, min(worst, default=0.0), 0.999, "higher", "ratio", of("w8a8")))
+    return found
+
+
+def _simulated(rows: Rows, model: str) -> list[dict[str, Any]]:
+    of = lambda arm: _pick(rows, model=model, arm=arm, executed=False)  # noqa: E731
+    found = [
+        _drop(
+            rows,
+            model,
+            of("w6a6 adalog"),
+            "top1",
+            0.005,
+            f"{model}, w6a6 adalog: loss of top1, simulated",
+        )
+    ]
+    for provider in ("lrp", "fisher"):
+        mixed = of(f"mixed {provider}")
+        for other, goal in (("w4a4 repq", 0.02), ("mixed random", 0.0)):
+            name = f"{model}: mixed 4-bit by {provider} over {other}, top1, simulated"
+            value = _difference(rows, mixed, of(other), "top1")
+            found.append(_entry(name, value, goal, "higher", "fraction", [*mixed, *of(other)]))
+    for lower, higher in pairwise(LADDER):
+        name = f"{model}: {higher} over {lower}, top1, simulated"
+        value = _difference(rows, of(higher), of(lower), "top1")
+        found.append(_entry(name, value, 0.0, "higher", "fraction", [*of(higher), *of(lower)]))
+    plain, cured = of("outliers, plain"), of("outliers, cured")
+    value = _mean(rows, plain, "image_cosine")
+    name = f"{model} with injected outliers: cosine of plain extremes, simulated"
+    found.append(_entry(name, value, 0.9, "lower", "ratio", plain))
+    name = f"{model} with injected outliers: cosine when cured, simulated"
+    found.append(_entry(name, _mean(rows, cured, "image_cosine"), 0.99, "higher", "ratio", cured))
+    return found
+
+
+def _latency(rows: Rows) -> list[dict[str, Any]]:
+    found = []
+    for model in ("ViT-B-32", "ViT-B-16"):
+        of = lambda label, m=model: _pick(rows, model=m, arm=f"latency {label}")  # noqa: E731
+        stock = of("onnxruntime stock int8")
+        both = [*of("onnxruntime ours, dynamic"), *of("onnxruntime ours, static")]
+        if not stock or not both:
+            continue
+        best = min(both, key=lambda i: rows[i]["p50_ms"])
+        value = rows[stock[0]]["p50_ms"] / rows[best]["p50_ms"]
+        name = f"{model}: our int8's speed over ONNX Runtime's stock int8"
+        found.append(_entry(name, value, 1.0, "higher", "ratio", [best, *stock]))
+        row = rows[best]
+        ideal = 2 * row["num_macs"] / row["int8_peak_gflops"] / 1e6
+        name = f"{model}: our int8's time over that of its products at the int8 peak"
+        found.append(_entry(name, row["p50_ms"] / ideal, 1.15, "lower", "ratio", [best]))
+    return found
+
+
+def _pick(rows: Rows, **wanted: Any) -> list[int]:
+    return [
+        i
+        for i, row in enumerate(rows)
+        if all(row.get(k) == v for k, v in wanted.items()) and "unavailable" not in row
+    ]
+
+
+def _mean(rows: Rows, which: list[int], key: str) -> float:
+    return float(np.mean([rows[i][key] for i in which])) if which else 0.0
+
+
+def _difference(rows: Rows, ours: list[int], theirs: list[int], key: str) -> float:
+    return _mean(rows, ours, key) - _mean(rows, theirs, key)
+
+
+def _drop(
+    rows: Rows, model: str, which: list[int], key: str, goal: float, name: str
+) -> dict[str, Any]:
+    """Mean loss over the seeds; negative where the quantized model is better."""
+    plain = _pick(rows, model=model, arm="float")
+    value = _difference(rows, plain, which, key)
+    return _entry(name, value, goal, "lower", "fraction", [*plain, *which] if which else [])
+
+
+def _entry(
+    name: str, value: float, goal: float, better: str, unit: str, which: list[int]
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "value": value,
+        "goal": goal,
+        "unit": unit,
+        "better": better,
+        "holds": bool(value >= goal if better == "higher" else value <= goal),
+        "rows": which,
+    }

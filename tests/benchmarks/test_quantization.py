@@ -1,0 +1,64 @@
+"""Claims of hand-made rows, and the parts of the experiment that need no training."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_clip
+
+from benchmarks.experiments.quantization_arms import EXECUTED, SIMULATED, with_outliers
+from benchmarks.experiments.quantization_claims import claims
+from compress.stages import quantize
+
+
+def row(arm: str, top1: float, executed: bool, **more: Any) -> dict[str, Any]:
+    figures = {"top1": top1, "text_to_image_r1": top1, "image_to_text_r1": top1}
+    place = {"model": "teacher", "arm": arm, "executed": executed, "seed": 0}
+    return place | figures | {"image_cosine": 0.5} | more
+
+
+def test_claims_of_hand_made_rows() -> None:
+    ort = {"runtime": "onnxruntime", "worst_cosine_to_simulation": 0.9995}
+    rows = [
+        row("float", 0.500, False),
+        row("w8a8", 0.498, True, **ort),
+        row("w8a8", 0.499, True, **ort),
+        row("w8a8", 0.3, True, runtime="onnxruntime", unavailable="no such thing"),
+        row("w4", 0.49, True, **ort),
+        row("w4 rtn", 0.47, True, **ort),
+        row("w4a4 repq", 0.30, False),
+        row("w4a4 uniform", 0.35, False),
+        row("mixed lrp", 0.33, False),
+    ]
+    found = {claim["name"]: claim for claim in claims(rows)}
+    loss = found["teacher, onnxruntime, w8a8: loss of top1, executed"]
+    assert loss["value"] == pytest.approx(0.0015) and loss["holds"]
+    gained = found[
+        "teacher, onnxruntime: w4 over round-to-nearest at the same size, top1, executed"
+    ]
+    assert gained["value"] == pytest.approx(0.02) and gained["holds"]
+    step = found["teacher: w4a4 repq over w4a4 uniform, top1, simulated"]
+    assert step["value"] == pytest.approx(-0.05) and not step["holds"]
+    mixed = found["teacher: mixed 4-bit by lrp over w4a4 repq, top1, simulated"]
+    assert mixed["value"] == pytest.approx(0.03)
+    assert found["teacher, onnxruntime, w8a8: worst cosine of executed to simulated"]["holds"]
+    for claim in found.values():
+        kinds = {rows[i]["executed"] for i in claim["rows"] if rows[i]["arm"] != "float"}
+        assert len(kinds) == 1, claim["name"]
+
+
+def test_every_arm_is_a_valid_setting() -> None:
+    for settings in (*EXECUTED.values(), *SIMULATED.values()):
+        quantize.Config.model_validate(settings)
+
+
+def test_injected_outliers_leave_the_function_as_it_is() -> None:
+    model = tiny_clip().model
+    spoilt = with_outliers(model, every=5)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            spoilt.encode_image(pixels), model.encode_image(pixels), atol=1e-5, rtol=0
+        )
+    norms = (spoilt.image.blocks[0].norm1, model.image.blocks[0].norm1)
+    assert norms[0].weight.max() > 10 * norms[1].weight.max()
