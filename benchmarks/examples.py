@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from compress.data.pairs import Pairs
-from compress.embeddings import Embeddings
+from compress.embeddings import Embeddings, Split
 from compress.scores import Booleans, Integers, top_items
 
 
@@ -17,7 +17,8 @@ def compare(
 ) -> dict[str, Any]:
     """`counts` over all labelled pictures of a split, `pictures` for `count` drawn at random.
 
-    Drawn without looking at the answers, so that the pictures are no better than the figures.
+    `changed`: as many of the `num_changed` pictures that the two call by different names. Drawn
+    without looking at the answers, so that the pictures are no better than the figures.
     """
     split = teacher.split
     labelled = np.flatnonzero(split.labels >= 0)
@@ -26,13 +27,27 @@ def compare(
         "student": top_items(student.images, student.classes, 3),
     }
     right = {name: _right(teacher, top)[labelled] for name, top in best.items()}
-    chosen = np.random.default_rng(seed).choice(labelled, min(count, len(labelled)), replace=False)
-    pictures = []
-    for i in chosen:
-        names = {name: [split.class_names[c] for c in top[i]] for name, top in best.items()}
-        png = _png(pairs.image(int(split.indices[i])))
-        pictures.append({"png": png, "name": split.class_names[split.labels[i]], **names})
-    return {"counts": _counts(right["teacher"], right["student"]), "pictures": pictures}
+    random = np.random.default_rng(seed)
+    names = np.array(split.class_names)
+    other = names[best["teacher"][labelled, 0]] != names[best["student"][labelled, 0]]
+
+    def shown(candidates: Integers) -> list[dict[str, Any]]:
+        chosen = random.choice(candidates, min(count, len(candidates)), replace=False)
+        return [_picture(pairs, split, best, int(i)) for i in chosen]
+
+    return {
+        "counts": _counts(right["teacher"], right["student"]),
+        "pictures": shown(labelled),
+        "num_changed": int(other.sum()),
+        "changed": shown(labelled[other]),
+    }
+
+
+def _picture(pairs: Pairs, split: Split, best: dict[str, Integers], i: int) -> dict[str, Any]:
+    """One picture with its name and what each model calls it, best first."""
+    names = {name: [split.class_names[c] for c in top[i]] for name, top in best.items()}
+    png = _png(pairs.image(int(split.indices[i])))
+    return {"png": png, "name": split.class_names[split.labels[i]], **names}
 
 
 def _right(embeddings: Embeddings, top: Integers) -> Booleans:

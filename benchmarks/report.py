@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from benchmarks import charts, story
+from benchmarks import charts, details, model_card, story
 from benchmarks.labels import describe_metric, formats, name_of
 from compress import atomic
 from compress.errors import PocketclipError
@@ -30,8 +30,10 @@ def write(run_dir: Path) -> None:
         )
         environment.filters.update(formats())
         environment.globals.update(formats())  # plots are handed the format of their values
+        environment.filters["embedded"] = details.embedded
         text = environment.get_template(template).render(content)
         atomic.write_text(Path(run_dir) / name, text)
+    model_card.write(Path(run_dir), content)
 
 
 def context(run_dir: Path) -> dict[str, Any]:
@@ -50,6 +52,11 @@ def context(run_dir: Path) -> dict[str, Any]:
         "tiles": story.tiles(artifacts, chosen, metric),
         "warnings": story.warnings(bench, artifacts),
         "stages": story.stages(run_dir, summary, bench, artifacts, metric),
+        "raw": _raw(bench["timings"]),
+        "explorer": details.explorer(artifacts),
+        "precision_maps": details.precision_maps(bench, artifacts),
+        "placements": details.placements(artifacts),
+        "rooflines": details.rooflines(artifacts),
         "scatters": _scatters(artifacts, metric),
         "sizes": _sizes(artifacts),
         "latencies": _latencies(artifacts),
@@ -83,13 +90,26 @@ def group(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "towers": {},
             }
         artifacts[key]["rows"].append(row)
-        artifacts[key]["towers"].setdefault(row["tower"], row)
+        towers = artifacts[key]["towers"]
+        if row["tower"] not in towers or (_usual(row) and not _usual(towers[row["tower"]])):
+            towers[row["tower"]] = row
     for artifact in artifacts.values():
         sizes = [row.get("size_bytes") for row in artifact["towers"].values()]
         artifact["size_bytes"] = sum(s for s in sizes if s) if all(sizes) else None
         params = [row.get("num_params") for row in artifact["towers"].values()]
         artifact["num_params"] = sum(p for p in params if p) if all(params) else None
     return list(artifacts.values())
+
+
+def _raw(timings: list[dict[str, Any]]) -> dict[str, int]:
+    """Where in bench.json each row's samples stand."""
+    keys = ("path", "tower", "threads", "scope", "host")
+    return {"".join(str(t.get(key)) for key in keys): n for n, t in enumerate(timings)}
+
+
+def _usual(row: dict[str, Any]) -> bool:
+    """Whether it is what the headline figures are: the model alone, on this machine."""
+    return row.get("scope") in (None, "model") and row.get("host") in (None, "local")
 
 
 def _has(artifacts: list[dict[str, Any]], metric: str) -> bool:
@@ -162,9 +182,18 @@ def _splits(artifacts: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 def _files(run_dir: Path) -> list[str]:
     """What a reader may want to open next, as paths relative to the report."""
-    names = ["summary.json", "bench.json", "recipe.yaml", "manifest.json", "report.md"]
+    names = [
+        "summary.json",
+        "bench.json",
+        "recipe.yaml",
+        "manifest.json",
+        "report.md",
+        "MODEL_CARD.md",
+    ]
     bundles = sorted(run_dir.glob("export/*/README.md"))
-    return [n for n in names if (run_dir / n).exists() or n == "report.md"] + [
+    has_card = any(run_dir.glob("export/*/bundle.json"))
+    later = ("report.md", "MODEL_CARD.md") if has_card else ("report.md",)
+    return [n for n in names if (run_dir / n).exists() or n in later] + [
         path.relative_to(run_dir).as_posix() for path in bundles
     ]
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from benchmarks import bundles, examples, latency, machine, roofline, summary
-from benchmarks.accuracy import Accuracy
+from benchmarks import bundles, examples, latency, machine, precision, roofline, summary
+from benchmarks.accuracy import Accuracy, num_params
 from benchmarks.bundles import TOWERS, Bundle
 from benchmarks.statistics import summarise
 from benchmarks.timing import Artifact, Samples, Timing
@@ -53,7 +53,8 @@ def bench(run_dir: Path, recipe: "Recipe", work: Work) -> None:
         rows += accuracy.of_torch(work.clip, STUDENT, _stage_folders(run_dir)[-1].name)
     for bundle in found:
         clip = work.teacher if bundle.artifact == TEACHER else work.clip
-        rows += accuracy.of_bundle(bundle, clip, _path(bundle.folder, run_dir))
+        own = accuracy.of_bundle(bundle, clip, _path(bundle.folder, run_dir))
+        rows += [r | {"layers": precision.layers(bundle.folder, r["tower"], clip)} for r in own]
     evaluated = time.perf_counter()
     # A latency means nothing without the accuracy of the same file, so without data none is taken.
     timed = found if accuracy.headline else []
@@ -213,11 +214,13 @@ def _stages(accuracy: Accuracy, run_dir: Path) -> Rows:
     """Accuracy after each stage but the last, whose model is the student."""
     if accuracy.headline is None:
         return []
-    folders = _stage_folders(run_dir)[:-1]
-    return [
-        {"folder": folder.name, "accuracy": accuracy.on_headline(load(folder), folder.name)}
-        for folder in folders
-    ]
+    rows = []
+    for folder in _stage_folders(run_dir)[:-1]:
+        clip = load(folder)
+        num_macs = {tower: num_params(clip, tower)["num_macs"] for tower in TOWERS}
+        figures = accuracy.on_headline(clip, folder.name)
+        rows.append({"folder": folder.name, "num_macs": num_macs, "accuracy": figures})
+    return rows
 
 
 def _timings(

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import charts
+from benchmarks import charts, placement
 from benchmarks.labels import (
     describe_metric,
     interval,
@@ -151,8 +151,13 @@ def warnings(bench: dict[str, Any], artifacts: Artifacts) -> list[str]:
         if abs(timing["drift"] - 1) > 0.1:
             change = percent(timing["drift"] - 1, 0)
             found.append(f"{where}: speed drifted by {change} during the measurement.")
+        elsewhere = placement.warning(timing.get("placement"))
+        if elsewhere:
+            found.append(f"{where}: {elsewhere}.")
         if not timing["enough_queries"]:
             found.append(f"{where}: fewer queries than asked for ({timing['num_queries']}).")
+    hot = [name for name, host in bench.get("hosts", {}).items() if host.get("throttled")]
+    found += [f"{name}: everything became slower meanwhile: was it throttled?" for name in hot]
     busy = bench["disturbance"].get("cores_busy")
     if busy is not None and busy > 1.3:
         found.insert(0, _busy(busy, chosen(artifacts)))
@@ -183,21 +188,44 @@ def stages(
     first = teacher(artifacts)
     if first is None:
         return []
-    between = {row["folder"]: row["accuracy"] for row in bench["stages"]}
+    between = {
+        row["folder"]: {"num_macs": row.get("num_macs", {}).get("image"), **row["accuracy"]}
+        for row in bench["stages"]
+    }
     students = [a for a in artifacts if (a["artifact"], a["target"]) == ("student", "torch")]
     found = [_stage("teacher", first["num_params"], first["towers"]["image"], metric)]
     for folder in sorted(path.parent for path in run_dir.glob("[0-9][0-9]-*/metrics.json")):
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         last = bool(students) and students[0]["path"] == folder.name
         figures = students[0]["towers"]["image"] if last else between.get(folder.name, {})
-        found.append(
-            {
-                **_stage(folder.name, metrics.get("num_params"), figures, metric),
-                "seconds": summary["seconds"].get(folder.name),
-                "loss": _loss(folder / "log.jsonl"),
-            }
-        )
+        stage = {
+            **_stage(folder.name, metrics.get("num_params"), figures, metric),
+            "seconds": summary["seconds"].get(folder.name),
+            "loss": _loss(folder / "log.jsonl"),
+        }
+        found.append(stage | _change(found[-1], stage))
     return found
+
+
+def _change(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What a stage cost and bought: accuracy in points, parameters and work as factors."""
+    cost = None
+    if after["accuracy"] is not None and before["accuracy"] is not None:
+        points = 100 * (after["accuracy"] - before["accuracy"])
+        cost = f"{points:+.1f} points"
+    factors = {}
+    for key in ("num_params", "num_macs"):
+        known = before[key] and after[key]
+        ratio = before[key] / after[key] if known else None
+        factors[f"{key}_change"] = "" if ratio is None else _factor(ratio)
+    return {"accuracy_change": cost or "", **factors}
+
+
+def _factor(ratio: float) -> str:
+    """`4.2x fewer`, `1.5x more`, or nothing where it stayed."""
+    if abs(ratio - 1) < 0.005:
+        return "unchanged"
+    return f"{times(ratio)} fewer" if ratio > 1 else f"{times(1 / ratio)} more"
 
 
 def _stage(
@@ -207,6 +235,10 @@ def _stage(
         "folder": folder,
         "name": folder.split("-", 1)[-1].replace("_", " "),
         "num_params": num_params,
+        "num_macs": figures.get("num_macs"),
+        "num_params_change": "",
+        "num_macs_change": "",
+        "accuracy_change": "",
         "accuracy": figures.get(metric or ""),
         "accuracy_ci95": figures.get(f"{metric}_ci95"),
         "seconds": None,

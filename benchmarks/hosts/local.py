@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import energy, machine, scopes
+from benchmarks import energy, machine, placement, scopes
 from benchmarks.timing import Artifact
 from compress import plugin
 from compress.errors import PocketclipError
@@ -172,7 +172,7 @@ class _Tower:
 
         torch.set_num_threads(artifact.threads)
         exporter = plugin.find(plugin.EXPORTERS, artifact.exporter)
-        self._artifact, self._exporter = artifact, exporter
+        self._artifact = artifact
         self._memory_before = _resident_bytes()
         _forget_peak()
         start = time.perf_counter_ns()
@@ -200,12 +200,7 @@ class _Tower:
         return np.array(samples)
 
     def placement(self) -> dict[str, Any] | None:
-        if not hasattr(self._exporter, "placement"):
-            return None
-        placed: dict[str, Any] = self._exporter.placement(
-            self._artifact.folder, self._artifact.tower
-        )
-        return placed
+        return placement.of(self._artifact.folder, self._artifact.tower)
 
     def peak(self) -> int:
         return max(0, _peak_bytes() - self._memory_before)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import benchmarks
-from benchmarks import machine, report, summary
+from benchmarks import details, machine, report, summary
 from benchmarks.statistics import summarise
 from benchmarks.timing import Artifact, Config, Timing
 from compress.errors import PocketclipError
@@ -29,9 +29,18 @@ def accuracy(top1):
     return {**figures, **{f"{name}_ci95": [top1 - 0.03, top1 + 0.03] for name in names}}
 
 
+def layers(target, precision):
+    """Two layers, read from a file; torch models have no file to read."""
+    dtype, bits = ("int8", 8) if precision == "int8" else ("float32", 32)
+    about = {"dtype": dtype, "bits": bits, "num_weights": 5000}
+    found = [{"name": "patch", **about}, {"name": "blocks.0.attention.qkv", **about}]
+    return None if target == "torch" else found
+
+
 def timing(path, tower, milliseconds):
     made = Timing(Artifact("onnx", Path(path), tower, 1, np.zeros(1)), [0])
     made.rounds = made.processor_rounds = [np.full(20, milliseconds)] * 8
+    made.placement = {"requested": "CPU", "operators": {"CPU": {"MatMul": 9}}, "fallback": []}
     made.opened, made.warmups, made.peaks = [{"load_ms": 9, "first_ms": 3}], [], [1000]
     return made
 
@@ -45,15 +54,19 @@ def fabricated():
             row |= {"tower": tower, "executed": True, "size_bytes": int(size * scale)}
             row |= {"sha256": f"{len(rows):064x}", "num_params": size // 4, "unavailable": None}
             row |= {"num_embedding_params": 0, "parity_worst_cosine": 0.999}
+            row |= {"num_macs": size // 2, "layers": layers(target, precision)}
             rows.append({**row, "accuracy": {"styles": accuracy(top1), "val": accuracy(top1)}})
             if milliseconds:
                 made = timing(path, tower, milliseconds * scale)
                 baseline = baselines.setdefault(tower, made)
                 figures = summarise(made, Config(), baseline)
                 about = {key: rows[-1][key] for key in ("path", "tower", "sha256")}
-                timings.append(
-                    {**about, "threads": 1, "scope": "model", "host": "local", **figures}
-                )
+                about |= {"threads": 1, "scope": "model", "host": "local"}
+                timings.append({**about, **figures})
+                if target == "onnxruntime":
+                    slower = {key: 3 * figures[key] for key in ("p50_ms", "p90_ms", "min_ms")}
+                    slower["p50_ms_ci95"] = [3 * bound for bound in figures["p50_ms_ci95"]]
+                    timings.append({**about, **figures, **slower, "scope": "search"})
     return {
         "name": "<b>tiny</b>",
         "date": "2026-11-21T10:00:00+00:00",
@@ -68,7 +81,23 @@ def fabricated():
         },
         "seconds": {"bench: latency": 20.0},
         "artifacts": rows,
-        "stages": [{"folder": "00-inherit", "accuracy": accuracy(0.1)}],
+        "stages": [
+            {
+                "folder": "00-inherit",
+                "num_macs": {"image": 2_000_000, "text": 1},
+                "accuracy": accuracy(0.1),
+            }
+        ],
+        "hosts": {"local": {"energy": "not measured: no counter", "throttled": False}},
+        "peaks": [
+            {
+                "threads": 1,
+                "fp32_gflops": 90.0,
+                "bf16_gflops": None,
+                "int8_gflops": 300.0,
+                "memory_gbps": 8.0,
+            }
+        ],
         "timings": timings,
         "disturbance": {"load_before": [1], "load_after": [1], "cores_busy": 1.1, "stolen": 0.0},
         "examples": {
@@ -76,6 +105,10 @@ def fabricated():
             "counts": {"both": 5, "teacher_only": 3, "student_only": 1, "neither": 1},
             "pictures": [
                 {"png": "AAAA", "name": "sun & moon", "teacher": ["a"] * 3, "student": ["b"] * 3}
+            ],
+            "num_changed": 4,
+            "changed": [
+                {"png": "BBBB", "name": "moon", "teacher": ["moon"] * 3, "student": ["cheese"] * 3}
             ],
         },
     }
@@ -139,7 +172,7 @@ def test_quiet_machine_gives_no_warning_and_a_busy_one_does(pages, tmp_path):
     assert "with care" not in pages[0]
     bench = fabricated()
     bench["disturbance"]["cores_busy"] = 1.9
-    bench["timings"][-1] |= {"p50_ms_ci95": [0.4, 0.6], "drift": 1.3, "enough_queries": False}
+    bench["timings"][-2] |= {"p50_ms_ci95": [0.4, 0.6], "drift": 1.3, "enough_queries": False}
     html = reported(tmp_path, bench)[0]
     for words in ("0.9 cores busy", "±20 %", "drifted by 30 %", "fewer queries than asked"):
         assert words in html
@@ -149,7 +182,7 @@ def test_unavailable_target_is_shown_with_its_reason(tmp_path):
     bench = fabricated()
     for row in bench["artifacts"][-2:]:
         row |= {"unavailable": "Core ML predicts on macOS only", "sha256": None, "accuracy": {}}
-    bench["timings"] = bench["timings"][:-2]
+    bench["timings"] = bench["timings"][:-4]
     html, markdown = reported(tmp_path, bench)
     assert "Not available here: Core ML predicts on macOS only" in html
     assert "not available here: Core ML predicts on macOS only" in markdown
@@ -196,3 +229,77 @@ def test_schema_refuses_percents_and_unknown_keys(tmp_path):
         broken = {**table, "rows": [{**table["rows"][0], **change}]}
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(broken, schema())
+
+
+def test_stage_says_what_it_cost_and_bought(pages):
+    html = pages[0]
+    assert "-50.0 points" in html and "+45.0 points" in html  # 60, 10, 55 %
+    assert "2.0× fewer" in html  # parameters: 10 M in the teacher, then 5 M
+    assert "5.0× fewer" in html  # multiply-adds of an image: 10 M in the teacher, then 2 M
+
+
+def test_rows_for_the_filters_are_in_the_page_and_cannot_break_out_of_it(pages):
+    text = pages[0].split('id="rows">')[1].split("</script>")[0]
+    data = json.loads(text)
+    assert {row["scope"] for row in data["rows"]} == {"model", "search"}
+    assert len(data["rows"]) == 2 * 3 + 2 * 2
+    assert data["filters"]["tower"] == ["image", "text"]
+    assert "energy_mj" not in data["x"] and "p50_ms" in data["x"]
+    hostile = details.embedded({"name": "</script><script>alert(1)"})
+    assert "<" not in hostile and json.loads(hostile)["name"].startswith("</script>")
+
+
+def test_headline_is_the_model_alone_although_searches_were_timed_too(tmp_path):
+    bench = fabricated()
+    bench["timings"].reverse()  # searches come first then
+    assert "8.0× faster" in reported(tmp_path, bench)[1]
+
+
+def test_precision_of_each_layer_is_shown(pages):
+    html = pages[0]
+    assert html.count("blocks.0.attention.qkv: int8, 0.01 M weights") == 2
+    assert html.count("<td>8.0</td>") == 2 and html.count("<td>32.0</td>") == 4
+
+
+def test_changed_labels_placement_and_limits_are_shown(pages):
+    html = pages[0]
+    assert "call 4 of 10 pictures by different names" in html and "cheese" in html
+    assert "9 on CPU" in html and "Peaks with 1 thread: float32 90.0" in html
+
+
+def test_every_median_leads_to_its_raw_samples(pages):
+    links = re.findall(r'href="bench.json#/timings/(\d+)">([\d.]+) ms', pages[0])
+    timings = fabricated()["timings"]
+    assert len(links) == len(timings)
+    for index, shown in links:
+        assert timings[int(index)]["p50_ms"] == pytest.approx(float(shown), rel=0.01)
+
+
+def test_operators_that_ran_elsewhere_are_a_warning(tmp_path):
+    bench = fabricated()
+    operators = {"CoreML": {"Conv": 5}, "CPU": {"Gather": 2}}
+    bench["timings"][-1]["placement"] = {
+        "requested": "CoreML",
+        "operators": operators,
+        "fallback": ["CPU"],
+    }
+    assert "2 of 7 operators ran on CPU" in reported(tmp_path, bench)[0]
+
+
+def test_model_card_of_a_run_with_a_bundle(tmp_path):
+    folder = tmp_path / "export" / "onnxruntime-int8"
+    folder.mkdir(parents=True)
+    about = {
+        "license": "Apache-2.0",
+        "target": "onnxruntime",
+        "precision": "int8",
+        "model": {"name": "tiny", "embed_dim": 16, "embedding_space": "sha256:0123"},
+        "image": {"input": {"shape": [1, 3, 32, 32]}},
+        "tokenizer": {"context_length": 16, "lowercase": True},
+        "provenance": [{"step": "distill"}],
+    }
+    (folder / "bundle.json").write_text(json.dumps(about))
+    html, _ = reported(tmp_path, fabricated())
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert 'href="MODEL_CARD.md"' in html and "license: apache-2.0" in card
+    assert "32 x 32 pixels" in card and "distill" in card and "54.0 %" in card
