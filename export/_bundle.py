@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,9 @@ class Spec:
     """The one file that holds both towers, where a format has no file for each."""
     requirements: str = "onnxruntime"
     """What `usage` imports, as pip names it."""
+    diagnose: Callable[[Clip, Path, str, Tensor], str] | None = None
+    """Called where the parity gate fails, with a tower and its worst input: says, as the end of a
+    sentence, which layer of the files is the first to differ."""
     simulate: Callable[[Path], Encoder] | None = None
     """Computes what the files say without their runtime. Where `load` is Unavailable, parity and
     goldens are judged by it, and the bundle says `executed: false` with the reason."""
@@ -80,7 +84,9 @@ def writing(clip: Clip, out: Path, spec: Spec) -> Iterator[Path]:
             save_classes(clip.classes, folder)
         yield folder
         encoder, unavailable = _open(spec, folder)
-        parity = _parity.check(clip, encoder, spec.min_cosine, f"{spec.target} {spec.precision}")
+        name = f"{spec.target} {spec.precision}"
+        diagnose = partial(spec.diagnose, clip, folder) if spec.diagnose else None
+        parity = _parity.check(clip, encoder, spec.min_cosine, name, diagnose)
         write_goldens(clip, encoder, folder / "golden")
         bundle = describe(clip, spec) | {"executed": unavailable is None, "parity": parity}
         if unavailable:

@@ -4,7 +4,8 @@ Shapes: Q queries, C candidates, E embedding.
 """
 
 import math
-from typing import TypedDict
+from collections.abc import Callable
+from typing import Any, NotRequired, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,14 @@ from torch import Tensor
 
 from compress.clip import Clip, Encoder, TorchEncoder
 from compress.errors import GateFailed
-from export import _goldens
+from export import _goldens, _zero_shot
 
 NUM_PICTURES = 48
 NEAREST = 10
+NUM_REPEATED = 8
+"""Rows that are run a second time, in another order and alone."""
+
+Diagnose = Callable[[str, Tensor], str]
 
 
 class Agreement(TypedDict):
@@ -24,25 +29,46 @@ class Agreement(TypedDict):
     worst_cosine: float
     p1_cosine: float
     overlap_at_10: float
+    reordered_cosine: NotRequired[float]
+    """Rows in reverse order against themselves: 1 where no row sees its neighbours."""
+    alone_cosine: NotRequired[float]
+    """A row in a call of its own against the same row among others."""
+    padded_cosine: NotRequired[float]
+    full_cosine: NotRequired[float]
+    """Text: the worst cosine of texts with padding, and of those that fill the context."""
 
 
-def check(clip: Clip, artifact: Encoder, min_cosine: float, name: str) -> dict[str, Agreement]:
+def check(
+    clip: Clip,
+    artifact: Encoder,
+    min_cosine: float,
+    name: str,
+    diagnose: Diagnose | None = None,
+) -> dict[str, Any]:
     """Compare both towers on generated pictures and captions -> figures per tower.
 
-    Raises GateFailed, with the figures, where an output isn't finite, isn't of unit length, or the
-    worst cosine is below `min_cosine`.
+    With data in `clip`, `zero_shot` stands beside them. Raises GateFailed, with the figures, where
+    an output isn't finite or of unit length, depends on other rows, or the worst cosine is below
+    `min_cosine`; `diagnose(tower, row)` then says where in the graph it comes from.
     """
-    pixels, tokens = probes(clip)
+    rows = dict(zip(("image", "text"), probes(clip)))
     torch_model = TorchEncoder(clip)
-    wanted = {"image": torch_model.encode_image(pixels), "text": torch_model.encode_text(tokens)}
-    found = {"image": artifact.encode_image(pixels), "text": artifact.encode_text(tokens)}
-    figures = {}
+    wanted = {tower: _encode(torch_model, tower, rows[tower]) for tower in rows}
+    found = {tower: _encode(artifact, tower, rows[tower]) for tower in rows}
+    figures: dict[str, Any] = {}
     for tower, other in (("image", "text"), ("text", "image")):
-        _sound(found[tower], f"{name}, {tower} tower")
+        place = f"{name}, {tower} tower"
+        _sound(found[tower], place)
         overlap = rank_overlap(wanted[tower], found[tower], wanted[other])
         figures[tower] = agreement(wanted[tower], found[tower], overlap)
-        _gate(figures[tower], min_cosine, f"{name}, {tower} tower")
-    return figures
+        cosine = F.cosine_similarity(wanted[tower].double(), found[tower].double(), dim=-1)
+        if tower == "text":
+            figures[tower] |= _by_length(cosine, rows["text"])
+        figures[tower] |= _repeated(artifact, tower, rows[tower], found[tower])
+        worst = int(cosine.argmin())
+        where = lambda t=tower, n=worst: diagnose(t, rows[t][n : n + 1]) if diagnose else ""  # noqa: E731
+        _gate(figures[tower], min_cosine, f"{place}, {_probe(tower, worst)}", where)
+    return figures | _zero_shot.compare(clip, torch_model, artifact)
 
 
 def probes(clip: Clip) -> tuple[Tensor, Tensor]:
@@ -73,6 +99,41 @@ def rank_overlap(wanted: Tensor, found: Tensor, candidates: Tensor, k: int = NEA
     return common.float().mean().item()
 
 
+def _encode(encoder: Encoder, tower: str, rows: Tensor) -> Tensor:
+    return encoder.encode_image(rows) if tower == "image" else encoder.encode_text(rows)
+
+
+def _repeated(artifact: Encoder, tower: str, rows: Tensor, found: Tensor) -> dict[str, float]:
+    """The same rows in another order, and one without the others."""
+    rows, found = rows[:NUM_REPEATED], found[:NUM_REPEATED].double()
+    turned = _encode(artifact, tower, rows.flip(0)).flip(0).double()
+    alone = _encode(artifact, tower, rows[-1:]).double()
+    return {
+        "reordered_cosine": F.cosine_similarity(turned, found, dim=-1).min().item(),
+        "alone_cosine": F.cosine_similarity(alone, found[-1:], dim=-1).item(),
+    }
+
+
+def _by_length(cosine: Tensor, tokens: Tensor) -> dict[str, float]:
+    """The worst cosine of texts with padding and of texts without; one golden is over-long."""
+    empty = tokens[_goldens.TEXTS.index("")]
+    full = tokens[:, -2] != empty[-2]
+    assert full.any() and not full.all(), "goldens hold an empty and an over-long text"
+    return {
+        "padded_cosine": cosine[~full].min().item(),
+        "full_cosine": cosine[full].min().item(),
+    }
+
+
+def _probe(tower: str, index: int) -> str:
+    """What a probe is, for a message."""
+    if tower == "text":
+        return f"text {[*_goldens.TEXTS, *_goldens.captions()][index][:30]!r}"
+    goldens = list(_goldens.pictures((32, 32)))
+    drawings = [f"drawing {n}" for n in range(NUM_PICTURES)]
+    return f"picture {[*goldens, *drawings, 'all -3', 'all 0', 'all 3'][index]}"
+
+
 def _sound(embeddings: Tensor, place: str) -> None:
     if not torch.isfinite(embeddings).all():
         bad = int((~torch.isfinite(embeddings).all(dim=-1)).sum())
@@ -82,11 +143,18 @@ def _sound(embeddings: Tensor, place: str) -> None:
         raise GateFailed(f"{place}: outputs have length {length.min():.4f} to {length.max():.4f}")
 
 
-def _gate(figures: Agreement, min_cosine: float, place: str) -> None:
+def _gate(figures: Agreement, min_cosine: float, place: str, where: Callable[[], str]) -> None:
     worst = figures["worst_cosine"]
     if math.isnan(worst) or worst < min_cosine:
         raise GateFailed(
             f"{place}: worst cosine to the torch model {worst:.5f} (1st percentile "
             f"{figures['p1_cosine']:.5f}, rank overlap@10 {figures['overlap_at_10']:.3f}) is below "
             f"min_cosine {min_cosine}; choose a higher precision, or lower min_cosine knowingly"
+            f"{where()}"
         )
+    for key in ("reordered_cosine", "alone_cosine"):
+        if not figures.get(key, 1.0) >= min_cosine:
+            raise GateFailed(
+                f"{place}: embeddings depend on the other rows of a call ({key} "
+                f"{figures.get(key):.5f}, below {min_cosine}); export with batch 1"
+            )

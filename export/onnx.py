@@ -3,6 +3,7 @@
 import copy
 import platform
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from compress.clip import Clip
 from compress.errors import GateFailed
 from compress.twin import float_twin
-from export import Unavailable, _batches, _bundle
+from export import Unavailable, _batches, _bundle, _layers
 
 VERSION = 1
 REQUIRES = ""
@@ -93,8 +94,31 @@ def load(folder: Path, device: str = "cpu", threads: int | None = None) -> OrtEn
 def spec(cfg: Config) -> _bundle.Spec:
     """What the bundle's pages say of this target."""
     return _bundle.Spec(
-        "onnx", "fp32", "onnx", cfg.batch, cfg.min_cosine, load, USAGE, runtime(cfg)
+        "onnx",
+        "fp32",
+        "onnx",
+        cfg.batch,
+        cfg.min_cosine,
+        load,
+        USAGE,
+        runtime(cfg),
+        diagnose=partial(diagnose, batch=cfg.batch, min_cosine=cfg.min_cosine),
     )
+
+
+def diagnose(
+    clip: Clip, folder: Path, tower: str, row: Tensor, batch: int, min_cosine: float
+) -> str:
+    """Where the file of a tower leaves the torch model, for the message of a failed gate."""
+    import onnx
+
+    plain = graph(clip, tower, batch, Config().opset)
+    if _weight_bytes(plain) >= EMBED_LIMIT_BYTES:
+        return "; its layers are too large to compare"
+    changed = onnx.load(folder / f"{tower}.onnx")
+    module = unit(clip, tower)
+    rows = row.repeat(batch, *[1] * (row.dim() - 1))
+    return _layers.first_diverging(module, rows, plain, changed, min_cosine)
 
 
 def runtime(cfg: Config) -> dict[str, Any]:
@@ -107,22 +131,29 @@ def runtime(cfg: Config) -> dict[str, Any]:
     }
 
 
-def graph(clip: Clip, tower: str, batch: int, opset: int) -> Any:
-    """One tower, normalised, as an onnx.ModelProto with static shapes and checked structure.
+def unit(clip: Clip, tower: str) -> nn.Module:
+    """A copy of one tower with its normalisation, in float32 and evaluation mode.
 
     Of a model with a scheme it is the float twin: weights on their grid, activations in float.
     """
+    twin = float_twin(clip).model
+    return _Unit(copy.deepcopy(getattr(twin, tower)).cpu().float()).eval()
+
+
+def example(clip: Clip, tower: str, batch: int) -> Tensor:
+    """An input of the right shape and type, to trace a tower with."""
+    if tower == "image":
+        return torch.zeros(batch, 3, *clip.preprocess.size)
+    return torch.zeros(batch, clip.tokenizer.contract.context_length, dtype=torch.int32)
+
+
+def graph(clip: Clip, tower: str, batch: int, opset: int) -> Any:
+    """One tower, normalised, as an onnx.ModelProto with static shapes and checked structure."""
     import onnx
 
-    twin = float_twin(clip).model
-    module = _Unit(copy.deepcopy(getattr(twin, tower)).cpu().float()).eval()
-    example = {
-        "image": torch.zeros(batch, 3, *clip.preprocess.size),
-        "text": torch.zeros(batch, clip.tokenizer.contract.context_length, dtype=torch.int32),
-    }[tower]
     program = torch.onnx.export(
-        module,
-        (example,),
+        unit(clip, tower),
+        (example(clip, tower, batch),),
         dynamo=True,
         opset_version=opset,
         input_names=[_bundle.INPUTS[tower]],
