@@ -214,6 +214,21 @@ def report(
 
 
 @app.command()
+def verify(
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Folders that hold a bundle.json.")
+    ],
+) -> None:
+    """Check the hashes of exported bundles and replay their goldens in their own runtimes."""
+    from export import _verify
+
+    for bundle in bundles:
+        met = _verify.verify(bundle)
+        figures = ", ".join(f"{tower} {cosine:.5f}" for tower, cosine in met.items())
+        say(f"{bundle}: every hash fits, goldens met at cosine {figures}")
+
+
+@app.command()
 def doctor() -> None:
     """Show which runtimes are installed, their versions, and which versions are supported."""
     from compress import doctor as checks

@@ -40,6 +40,7 @@ VERBS = [
     "bench",
     "compare",
     "report",
+    "verify",
     "doctor",
 ]
 
@@ -162,3 +163,18 @@ def test_doctor_tells_missing_from_outside_from_good() -> None:
     assert rows[1].verdict == "pip install 'pytest<1'"
     assert rows[2].installed is None
     assert rows[2].verdict == "pip install 'pocketclip[phone]'"
+
+
+def test_verify_prints_what_each_bundle_met(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from export import _verify
+
+    monkeypatch.setattr(_verify, "verify", lambda folder: {"image": 0.99991, "text": 1.0})
+    code, out, _ = command("verify", tmp_path / "a", tmp_path / "b")
+    assert code == 0 and out.count("goldens met at cosine image 0.99991, text 1.00000") == 2
+
+
+def test_verify_of_a_folder_without_bundle_is_bad_input(command: Command, tmp_path: Path) -> None:
+    code, _, err = command("verify", tmp_path)
+    assert code == 2 and "a bundle folder holds bundle.json" in err
