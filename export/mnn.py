@@ -14,8 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from compress.clip import Clip
-from compress.errors import PocketclipError
-from export import Unavailable, _bundle
+from export import Unavailable, _batches, _bundle
 from export import onnx as portable
 
 VERSION = 1
@@ -67,7 +66,8 @@ class MnnEncoder:
 def write(clip: Clip, cfg: Config, out: Path) -> None:
     """Convert both towers into a whole bundle at `out`.
 
-    Raises GateFailed if the files disagree with the torch model, Unavailable without MNN.
+    Raises GateFailed if the files disagree with the torch model, Unavailable without MNN or where
+    it lacks an operator of this model.
     """
     _require()
     with _bundle.writing(clip, out, spec(cfg)) as folder:
@@ -99,14 +99,14 @@ def spec(cfg: Config) -> _bundle.Spec:
 def convert(graph: Path, path: Path, options: list[str]) -> None:
     """An .onnx file -> an .mnn file, in a process of its own, as the converter prints and exits.
 
-    Raises PocketclipError with the converter's last words where it fails.
+    Raises Unavailable with the converter's last words where it fails.
     """
     command = [sys.executable, "-c", CONVERT, "-f", "ONNX", "--modelFile", str(graph)]
     command += ["--MNNModel", str(path), "--bizCode", "pocketclip", "--keepInputFormat", *options]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode or not path.is_file():
         said = (done.stdout + done.stderr).strip().splitlines()[-3:]
-        raise PocketclipError(f"MNN cannot convert the {graph.stem} tower: {' / '.join(said)}")
+        raise Unavailable(f"MNN cannot convert the {graph.stem} tower: {' / '.join(said)}")
 
 
 def _require() -> None:
@@ -130,12 +130,13 @@ def _run(module: Any, rows: np.ndarray) -> Tensor:
     from MNN import expr
 
     kind = expr.int if rows.dtype == np.int32 else expr.float
-    outputs = []
-    for start in range(len(rows)):
-        row = np.ascontiguousarray(rows[start : start + 1])
+
+    def call(row: np.ndarray) -> np.ndarray:
+        row = np.ascontiguousarray(row)
         [found] = module.onForward([expr.const(row, list(row.shape), expr.NCHW, kind)])
-        outputs.append(np.array(expr.convert(found, expr.NCHW).read()).reshape(-1))
-    return torch.from_numpy(np.stack(outputs))
+        return np.array(expr.convert(found, expr.NCHW).read()).reshape(1, -1)
+
+    return _batches.run(call, rows, batch=1)
 
 
 USAGE = '''\
