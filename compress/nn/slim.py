@@ -39,3 +39,27 @@ def front_layers(num_from: int, num_to: int) -> list[int]:
     """TinyCLIP's rule: every (num_from // num_to)-th layer from the first (12 -> 3: 0, 4, 8)."""
     step = num_from // num_to
     return [i * step for i in range(num_to)]
+
+
+def whole_heads(fused: Tensor, parts: int, head_width: int, kept: list[int]) -> Tensor:
+    """Only these heads of a tensor whose first dimension is parts x heads x head_width.
+
+    [parts*H*K, ...] -> [parts*h*K, ...]; `parts` is 3 for a fused q, k, v projection, else 1.
+    """
+    by_head = fused.view(parts, -1, head_width, *fused.shape[1:])
+    return by_head[:, kept].reshape(-1, *fused.shape[1:])
+
+
+def cheapest_to_lose(scores: list[float], costs: list[float], saving: float) -> list[int]:
+    """Indices with the least score for their cost whose costs add up to at least `saving`.
+
+    All of them where they do not reach it.
+    """
+    order = sorted(range(len(scores)), key=lambda n: scores[n] / costs[n])
+    chosen, saved = [], 0.0
+    for n in order:
+        if saved >= saving:
+            break
+        chosen.append(n)
+        saved += costs[n]
+    return chosen
