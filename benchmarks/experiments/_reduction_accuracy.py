@@ -1,0 +1,152 @@
+"""Accuracy of each token reduction on the embedded teacher, training-free; for reduction.py."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import survival
+from compress.atomic import write_json
+from compress.batches import embed_names
+from compress.clip import Clip
+from compress.schedule import Method, Reduction
+from compress.sources import open_clip
+from compress.stages.prune_tokens import Config, reduced, schedule, share_of_macs
+from compress.structure import plain_vision
+from compress.work import Data
+
+ROOT = Path(__file__).parents[2]
+EMOJI = ROOT / "recipes/emoji"
+SPLITS = ("held_out_style", "val")
+TEMPLATES = ("{}", "an emoji of {}", "{} emoji", "a picture of {}")
+METHODS: tuple[Method, ...] = (
+    "guarded",
+    "tome",
+    "evit",
+    "grid",
+    "random",
+    "topk",
+    "feather",
+    "vision_zip",
+    "cross",
+    "fopru_rank",
+    "fopru_row",
+)
+SHARES = (0.75, 0.6)
+MORE_SHARES = (0.85, 0.5)
+NUM_PICTURES = 128
+"""Pictures whose surviving regions are counted."""
+BATCH = 64
+
+
+def arms(quick: bool = False) -> dict[str, Config]:
+    """Name -> settings of the prune_tokens stage."""
+    found = {}
+    for share in SHARES:
+        for method in METHODS[:2] if quick else METHODS:
+            found[f"{method} {share:.2f}"] = Config(method=method, macs=share)
+    if not quick:
+        for method in METHODS[:3]:
+            for share in MORE_SHARES:
+                found[f"{method} {share:.2f}"] = Config(method=method, macs=share)
+        for name in METHODS[:2]:
+            more = Config(method=name, macs=0.75, proportional=True)
+            found[f"{name} proportional 0.75"] = more
+        found["tome every block r8"] = Config(method="tome", r=8)
+    return found
+
+
+class Tasks:
+    """The held-out splits as pixels and labels, the teacher, and its embeddings of all names."""
+
+    def __init__(self, num_images: int | None = None) -> None:
+        self.num_images = num_images
+        self.teacher = open_clip.load(f"local-dir:{EMOJI / 'teacher'}")
+        shards = {split: (EMOJI / f"data/{split}.tar.xz",) for split in SPLITS}
+        classes = EMOJI / "data/concepts.json"
+        self.data = Data(evaluate=shards, classes_file=classes, templates=TEMPLATES)
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """[C, E]; no method here touches the text tower."""
+        names = [name for _, name in self.data.classes]
+        return embed_names(self.teacher, names, list(TEMPLATES))
+
+    @cached_property
+    def splits(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Split -> pixels [N, 3, H, W] and class indices [N]."""
+        place = {concept: n for n, (concept, _) in enumerate(self.data.classes)}
+        found = {}
+        for name in SPLITS:
+            pairs = self.data.split(name)
+            num = min(len(pairs), self.num_images or len(pairs))
+            pixels = torch.stack([self.teacher.preprocess(pairs.image(i)) for i in range(num)])
+            assert pairs.concepts is not None
+            found[name] = (pixels, torch.tensor([place[c] for c in pairs.concepts[:num]]))
+        return found
+
+    def top1(self, clip: Clip, split: str, classes: Tensor | None = None) -> Tensor:
+        """Whether each image's nearest name is its own: [N] of zeros and ones.
+
+        classes: [C, E] of another text tower than the teacher's.
+        """
+        pixels, labels = self.splits[split]
+        with torch.no_grad():
+            parts = [clip.model.encode_image(part) for part in pixels.split(BATCH)]
+        scores = (
+            F.normalize(torch.cat(parts), dim=-1) @ (self.classes if classes is None else classes).T
+        )
+        return (scores.argmax(dim=-1) == labels).float()
+
+
+def measure(folder: Path, tasks: Tasks, quick: bool) -> list[dict[str, Any]]:
+    """Rows of every arm and split, each arm kept in `folder` once measured."""
+    vision = plain_vision(tasks.teacher.model.config, "reduction")
+    rows = _kept(folder / "none.json", lambda: _arm(tasks, tasks.teacher, "none", None, 1.0))
+    for name, cfg in arms(quick).items():
+        found = schedule(vision, cfg)
+        share = share_of_macs(vision, found)
+        torch.manual_seed(0)
+        clip = reduced(tasks.teacher, found)
+        path = folder / f"{name.replace(' ', '-')}.json"
+        rows += _kept(path, lambda: _arm(tasks, clip, name, found, share))  # noqa: B023
+    return rows
+
+
+def _arm(
+    tasks: Tasks, clip: Clip, name: str, found: Reduction | None, share: float
+) -> list[dict[str, Any]]:
+    rows = []
+    for split in SPLITS:
+        right = tasks.top1(clip, split)
+        row: dict[str, Any] = {
+            "part": "accuracy",
+            "arm": name,
+            "method": found.method if found else "none",
+            "sites": [s.model_dump() for s in found.sites] if found else [],
+            "macs": round(share, 4),
+            "split": split,
+            "num_images": len(right),
+            "top1": float(right.mean()),
+        }
+        if found is not None:
+            lost = survival.lost_regions(
+                survival.surviving(clip, tasks.splits[split][0][:NUM_PICTURES])
+            )
+            row["mean_lost_regions"] = float(lost.mean())
+            row["worst_lost_regions"] = float(lost.max())
+        rows.append(row)
+    return rows
+
+
+def _kept(path: Path, make: Any) -> list[dict[str, Any]]:
+    """What an earlier run measured, or a new measurement."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, make())
+    rows: list[dict[str, Any]] = json.loads(path.read_text())
+    return rows

@@ -1,0 +1,211 @@
+"""Latency of reduced image towers with random weights, batch 1, one thread; for reduction.py.
+
+Every file of a tower is timed in turns with the others, ONNX Runtime's float32 graph of the
+untouched tower among them. Graphs are checked against the torch model on one picture; accuracy is
+not measured here, as random weights have none.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compress.atomic import write_json
+from compress.clip import Clip
+from compress.inspect import num_macs
+from compress.model import ClipModel, initialise_
+from compress.preprocess import Preprocess
+from compress.stages.exact import pooled_last
+from compress.stages.prune_tokens import Config, reduced, schedule
+from compress.structure import ClipConfig, TextConfig, VisionConfig, plain_vision
+from compress.tokenizer import Tokenizer
+from export import _int8
+from export import onnx as portable
+
+MODELS = {"B/32": (224, 32, 768, 12), "B/16": (224, 16, 768, 12), "L/14@336": (336, 14, 1024, 24)}
+"""Name -> image side, patch side, width, layers; heads are 64 wide, MLPs 4 times the width."""
+VARIANTS: dict[str, Config | None] = {
+    "full": None,
+    "exact": None,
+    "exact + guarded 0.75": Config(method="guarded", macs=0.75),
+    "exact + guarded 0.60": Config(method="guarded", macs=0.6),
+    "exact + guarded 0.45": Config(method="guarded", macs=0.45),
+    "exact + tome r8": Config(method="tome", r=8),
+    "exact + evit 0.7 x 3": Config(method="evit", keep=0.7),
+}
+LARGE = ("L/14@336",)
+"""Towers whose float32 files are too big to hold beside each other: the untouched one only."""
+ROUNDS, MAX_SECONDS = 15, 150
+Call = Callable[[np.ndarray], np.ndarray]
+
+
+def model(name: str, tokenizer: Tokenizer) -> Clip:
+    """A CLIP with this image tower, random weights, and a text tower that nobody runs."""
+    side, patch, width, layers = MODELS[name]
+    shape = {"width": width, "head_width": 64, "heads": (width // 64,) * layers}
+    vision = VisionConfig(
+        image_size=side, patch_size=patch, mlp_width=(4 * width,) * layers, **shape
+    )
+    length = tokenizer.contract.context_length
+    small = {"width": 64, "head_width": 64, "heads": (1,), "mlp_width": (64,)}
+    text = TextConfig(vocab_size=4096, context_length=length, **small)
+    torch.manual_seed(0)
+    built = ClipModel(ClipConfig(embed_dim=512, vision=vision, text=text))
+    initialise_(built)
+    preprocess = Preprocess(size=(side, side), mean=(0.5,) * 3, std=(0.5,) * 3)
+    return Clip(built.eval(), preprocess, tokenizer, name, "none: random weights")
+
+
+def variants(clip: Clip, quick: bool) -> dict[str, Clip]:
+    """The untouched tower, the exact passes, and schedules on top of them."""
+    vision = plain_vision(clip.model.config, "reduction")
+    chosen = list(VARIANTS.items())[: 3 if quick else None]
+    found = {}
+    for name, cfg in chosen:
+        changed = clip if cfg is None else reduced(clip, schedule(vision, cfg))
+        found[name] = changed if name == "full" else pooled_last(changed)
+    return found
+
+
+def measure(
+    folder: Path, names: list[str], tokenizer: Tokenizer, quick: bool
+) -> list[dict[str, Any]]:
+    """Rows of every tower, each tower kept in `folder` once measured."""
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        path = folder / f"{name.replace('/', '-')}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, _tower(model(name, tokenizer), folder, quick))
+        rows += json.loads(path.read_text())
+    return rows
+
+
+def of_arms(folder: Path, teacher: Clip, arms: dict[str, Config]) -> list[dict[str, Any]]:
+    """Rows of the embedded teacher in ONNX Runtime's int8, one an arm of the accuracy part."""
+    path = folder / "arms.json"
+    if not path.exists():
+        vision = plain_vision(teacher.model.config, "reduction")
+        pixels = torch.randn(1, 3, *teacher.preprocess.size)
+        calls: dict[str, Call] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, cfg in {"none": None, **arms}.items():
+            clip = teacher if cfg is None else reduced(teacher, schedule(vision, cfg))
+            file = folder / f"{name.replace(' ', '-')}.onnx"
+            portable.save(_int8.rewrite(portable.graph(clip, "image", 1, 20)), file)
+            calls[name] = _onnxruntime(file)
+        rows = []
+        for name, samples in zip(calls, _in_turns(list(calls.values()), pixels, 200), strict=True):
+            row: dict[str, Any] = {"part": "latency", "model": "emoji teacher", "variant": name}
+            row |= {"target": "onnxruntime", "precision": "int8"} | _medians(samples)
+            rows.append(row)
+        write_json(path, rows)
+    found: list[dict[str, Any]] = json.loads(path.read_text())
+    return found
+
+
+def _medians(samples: np.ndarray) -> dict[str, Any]:
+    wall, processor = np.median(samples, axis=0)
+    return {
+        "p50_ms": float(wall),
+        "processor_p50_ms": float(processor),
+        "num_queries": len(samples),
+    }
+
+
+def _tower(clip: Clip, folder: Path, quick: bool) -> list[dict[str, Any]]:
+    pixels = torch.randn(1, 3, *clip.preprocess.size, generator=torch.Generator().manual_seed(1))
+    whole = num_macs(clip.model.config)["image"]
+    calls: dict[tuple[str, str, str], Call] = {}
+    rows = []
+    for name, changed in variants(clip, quick).items():
+        with torch.no_grad():
+            wanted = F.normalize(changed.model.encode_image(pixels), dim=-1)
+        share = num_macs(changed.model.config)["image"] / whole
+        small = name == "full" or clip.name not in LARGE
+        files = _files(changed, folder / clip.name.replace("/", "-"), name, small)
+        for target, precision, call in files:
+            found = torch.from_numpy(call(pixels.numpy()))
+            calls[name, target, precision] = call
+            rows.append(
+                {
+                    "part": "latency",
+                    "model": clip.name,
+                    "variant": name,
+                    "target": target,
+                    "precision": precision,
+                    "macs": round(share, 4),
+                    "cosine": float(F.cosine_similarity(wanted, found)),
+                }
+            )
+    for row, samples in zip(rows, _in_turns(list(calls.values()), pixels), strict=True):
+        row |= _medians(samples)
+    return rows
+
+
+def _in_turns(calls: list[Call], pixels: Tensor, rounds: int = ROUNDS) -> list[np.ndarray]:
+    """Milliseconds of each call [Q, 2], on the wall and of processors; a round runs each once, so
+    that a disturbance hits all alike."""
+    array = np.ascontiguousarray(pixels.numpy())
+    samples: list[list[tuple[float, float]]] = [[] for _ in calls]
+    order = np.random.default_rng(0)
+    end = time.monotonic() + MAX_SECONDS
+    for round_ in range(rounds + 1):
+        for n in order.permutation(len(calls)):
+            processor, wall = time.process_time(), time.perf_counter()
+            calls[n](array)
+            spent = (time.perf_counter() - wall, time.process_time() - processor)
+            if round_:
+                samples[n].append((spent[0] * 1e3, spent[1] * 1e3))
+        if time.monotonic() > end and round_ > 2:
+            break
+    return [np.array(row) for row in samples]
+
+
+def _files(clip: Clip, folder: Path, name: str, float_too: bool) -> list[tuple[str, str, Call]]:
+    """(target, precision, call) of every runtime that is installed here."""
+    graph = portable.graph(replace(clip), "image", 1, portable.Config().opset)
+    stem = folder / name.replace(" ", "-").replace("/", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    found: list[tuple[str, str, Call]] = []
+    for precision, made in (("fp32", graph), ("int8", _int8.rewrite(graph))):
+        path = stem.with_suffix(f".{precision}.onnx")
+        portable.save(made, path)
+        if float_too or precision == "int8":
+            found.append(("onnxruntime", precision, _onnxruntime(path)))
+    return found + _openvino(stem.with_suffix(".fp32.onnx"), clip)[0 if float_too else 1 :]
+
+
+def _onnxruntime(path: Path) -> Call:
+    session = portable._session(path, "cpu", 1)
+    return lambda array: session.run(None, {"pixels": array})[0]
+
+
+def _openvino(path: Path, clip: Clip) -> list[tuple[str, str, Call]]:
+    """Float32 and NNCF's int8, ranges from noise: only their time is of interest."""
+    try:
+        import nncf
+        import openvino as ov
+    except ImportError:
+        return []
+    core = ov.Core()
+    float_model = core.read_model(path)
+    noise = [np.random.default_rng(n).normal(size=(1, 3, *clip.preprocess.size)) for n in range(2)]
+    samples = nncf.Dataset([row.astype(np.float32) for row in noise])
+    whole = nncf.quantize(
+        float_model, samples, model_type=nncf.ModelType.TRANSFORMER, subset_size=2
+    )
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+
+    def call(made: Any) -> Call:
+        request = core.compile_model(made, "CPU", settings).create_infer_request()
+        return lambda array: request.infer({0: array})[0].copy()
+
+    return [("openvino", "fp32", call(core.read_model(path))), ("openvino", "int8", call(whole))]

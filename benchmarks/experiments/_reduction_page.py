@@ -1,0 +1,251 @@
+"""docs/reduction.md and its two pictures, from benchmarks/results/reduction.json.
+
+python -m benchmarks.experiments._reduction_page
+"""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks import survival
+from benchmarks.charts import Scale, ticks
+from benchmarks.experiments import _reduction_accuracy as accuracy
+from compress.stages.prune_tokens import Config, reduced, schedule
+from compress.structure import plain_vision
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks/results/reduction.json"
+PAGE = ROOT / "docs/reduction.md"
+PARETO, PICTURE = "reduction-pareto.svg", "reduction-survival.svg"
+SHOWN = ("guarded", "tome", "evit", "feather", "vision_zip", "topk", "fopru_row", "grid", "random")
+PICTURES, CELL = 6, 64
+COLOURS = ("#0b6e99", "#c4481c", "#3a7d34", "#7a4fa3", "#a8801f", "#b3326b", "#4d5a66", "#20928a")
+SIGNS = {"higher": "at least", "lower": "at most"}
+INTRO = """# Doing less
+
+Fewer tokens, fewer weights, nothing computed that nobody reads: what each costs and gains.
+Written by `python -m benchmarks.experiments._reduction_page` from
+`benchmarks/results/reduction.json`.
+
+- **Exact passes** (stage `exact`) change no embedding: the last block for the pooled token alone,
+  the text context of the longest prompt, prompts folded into a class matrix, unused tokens of the
+  vocabulary. The last block needs neither keys nor values of all tokens: with one query, `(q W)
+  x` is cheaper than `q (W x)`, so that the block all but vanishes.
+- **Fewer tokens** (stage `prune_tokens`): a schedule in `model.json`, the same weights. Every
+  method is a mixing matrix of static shape from TopK, Equal and MatMul, between attention and MLP
+  of a block; scores come from the class token's query alone, so that fused attention stays fused.
+- **Fewer weights** (stage `prune_structure`): heads, MLP channels, blocks and residual width of
+  both towers, ranked together; distil afterwards.
+
+What follows a paper's definition: `tome` (without its proportional attention unless asked),
+`evit` (its fused token normalised), `vision_zip`, `fopru_rank` and `fopru_row` (known to us from
+the abstract), `feather` (a fixed number of tokens in place of a union). `cross` and `selector`
+are our formulations after CrossGET and BUS. BUS proper ranks patches by the text of the query: an
+image would have another embedding for each query, and no index could hold it. `guarded` is ours:
+a fixed grid and the tokens the class token attends to stay, and all others merge into the most
+similar of them.
+"""
+
+
+def page(result: dict[str, Any]) -> str:
+    """The whole page; a part that was not measured has no section."""
+    rows, machine = result["rows"], result["machine"]
+    lines = [INTRO, "## Claims", "", "| figure | goal | measured | |", "|---|---:|---:|---|"]
+    for claim in result["claims"]:
+        verdict = "" if claim["holds"] else "falls short"
+        goal = f"{SIGNS[claim['better']]} {claim['goal']:g}"
+        lines.append(f"| {claim['name']} | {goal} | {claim['value']:.3g} | {verdict} |")
+    where = f"{machine['cores']} cores of {machine['cpu']}, torch {result['versions']['torch']}"
+    lines += ["", f"`{result['command']}`, {result['date']}, {where}.", ""]
+    lines += _accuracy(rows) + _latency(rows) + _exact(rows)
+    return "\n".join(lines)
+
+
+def _accuracy(rows: list[dict[str, Any]]) -> list[str]:
+    own = [row for row in rows if row["part"] == "accuracy"]
+    if not own:
+        return []
+    lines = [
+        "## Accuracy of the embedded teacher, no training",
+        "",
+        f"![Top-1 against cost]({PARETO})",
+        "",
+        "Top-1 over 1914 names. Lost regions: share of a picture's 2 x 2 patch regions of which no "
+        "token holds anything, mean and worst over 128 pictures.",
+        "",
+        "| arm | multiply-adds | held-out style | val | lost regions | worst |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    by_arm: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in own:
+        by_arm.setdefault(row["arm"], {})[row["split"]] = row
+    for name, found in by_arm.items():
+        style, val = found["held_out_style"], found["val"]
+        lost = style.get("mean_lost_regions", 0.0), style.get("worst_lost_regions", 0.0)
+        lines.append(
+            f"| {name} | {style['macs']:.2f} | {style['top1']:.1%} | {val['top1']:.1%} "
+            f"| {lost[0]:.1%} | {lost[1]:.0%} |"
+        )
+    return [*lines, "", f"![What survives of six pictures]({PICTURE})", ""]
+
+
+def _latency(rows: list[dict[str, Any]]) -> list[str]:
+    own = [r for r in rows if r["part"] == "latency" and r["model"] != "emoji teacher"]
+    if not own:
+        return []
+    lines = [
+        "## Latency, random weights, batch 1, one thread",
+        "",
+        "Processor time, median; files of a tower run in turns. Speed-up over ONNX Runtime's "
+        "float32 file of the untouched tower.",
+        "",
+        "| tower | variant | multiply-adds | runtime | ms | speed-up |",
+        "|---|---|---:|---|---:|---:|",
+    ]
+    for row in own:
+        [base] = [
+            r["processor_p50_ms"]
+            for r in own
+            if (r["model"], r["variant"]) == (row["model"], "full")
+            and (r["target"], r["precision"]) == ("onnxruntime", "fp32")
+        ]
+        ms = row["processor_p50_ms"]
+        lines.append(
+            f"| {row['model']} | {row['variant']} | {row['macs']:.2f} | {row['target']} "
+            f"{row['precision']} | {ms:.1f} | {base / ms:.2f}x |"
+        )
+    return [*lines, ""]
+
+
+def _exact(rows: list[dict[str, Any]]) -> list[str]:
+    own = [row for row in rows if row["part"] == "exact"]
+    if not own:
+        return []
+    lines = [
+        "## Exact passes",
+        "",
+        "| model | pass | largest change | image multiply-adds | text | bytes saved |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in own:
+        saved = f"{row['saved_bytes'] / 1e6:.1f} MB" if "saved_bytes" in row else ""
+        lines.append(
+            f"| {row['model']} | {row['pass']} | {row['largest_change']:.1e} "
+            f"| {row['image_macs']:.3f} | {row['text_macs']:.3f} | {saved} |"
+        )
+    return [*lines, ""]
+
+
+def pareto(rows: list[dict[str, Any]]) -> str:
+    """Mean top-1 of both tasks against the image tower's latency, or multiply-adds without it."""
+    milliseconds = {
+        row["variant"]: row["processor_p50_ms"]
+        for row in rows
+        if row["part"] == "latency" and row["model"] == "emoji teacher"
+    }
+    points: dict[str, list[tuple[float, float, str]]] = {}
+    own = [row for row in rows if row["part"] == "accuracy"]
+    for name in dict.fromkeys(row["arm"] for row in own):
+        found = [row for row in own if row["arm"] == name]
+        cost = milliseconds.get(name) if milliseconds else found[0]["macs"]
+        if cost is not None:
+            top1 = sum(row["top1"] for row in found) / len(found)
+            points.setdefault(found[0]["method"], []).append((cost, top1, name))
+    pooled = [point for group in points.values() for point in group]
+    x = Scale(min(p[0] for p in pooled) * 0.95, max(p[0] for p in pooled) * 1.02, 60, 560)
+    y = Scale(min(p[1] for p in pooled) - 0.01, max(p[1] for p in pooled) + 0.01, 340, 20)
+    unit = "ms, ONNX Runtime int8, one thread" if milliseconds else "share of multiply-adds"
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 390" font-family="sans-serif" '
+        'font-size="12"><rect width="720" height="390" fill="#fff"/>'
+    ]
+    for value in ticks(y.low, y.high):
+        parts.append(f'<path d="M60 {y(value)}H560" stroke="#ddd"/>')
+        parts.append(f'<text x="54" y="{y(value) + 4}" text-anchor="end">{value:.0%}</text>')
+    for value in ticks(x.low, x.high):
+        parts.append(f'<text x="{x(value)}" y="358" text-anchor="middle">{value:g}</text>')
+    parts.append(f'<text x="310" y="380" text-anchor="middle">{unit}</text>')
+    for n, (method, group) in enumerate(points.items()):
+        colour = COLOURS[n % len(COLOURS)]
+        for cost, top1, name in group:
+            title = f"<title>{name}: {top1:.1%}</title>"
+            shape = "circle" if n < len(COLOURS) else "rect"
+            place = (
+                f'cx="{x(cost)}" cy="{y(top1)}" r="5"'
+                if shape == "circle"
+                else f'x="{x(cost) - 4}" y="{y(top1) - 4}" width="8" height="8"'
+            )
+            parts.append(f'<{shape} {place} fill="{colour}">{title}</{shape}>')
+        mark = 'rx="5"' if n < len(COLOURS) else ""
+        parts.append(
+            f'<rect x="580" y="{24 + 20 * n}" width="10" height="10" {mark} fill="{colour}"/>'
+        )
+        parts.append(f'<text x="598" y="{33 + 20 * n}">{method}</text>')
+    return "".join([*parts, "</svg>\n"])
+
+
+def survivors(tasks: accuracy.Tasks) -> str:
+    """Six pictures by method at 0.6 of the multiply-adds: the darker a patch, the less is left."""
+    pixels = tasks.splits["held_out_style"][0][: PICTURES * 40 : 40]
+    vision = plain_vision(tasks.teacher.model.config, "reduction")
+    wide, high = 110 + PICTURES * (CELL + 6), 10 + len(SHOWN) * (CELL + 6)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" font-size="13" '
+        'font-family="sans-serif">'
+        f'<rect width="{wide}" height="{high}" fill="#fff"/><defs>'
+    ]
+    for n, picture in enumerate(pixels):
+        parts.append(
+            f'<image id="p{n}" width="{CELL}" height="{CELL}" href="{_png(tasks, picture)}"/>'
+        )
+    parts.append("</defs>")
+    for row, method in enumerate(SHOWN):
+        torch.manual_seed(0)
+        found = schedule(vision, Config(method=method, macs=0.6))
+        weights = survival.surviving(reduced(tasks.teacher, found), pixels)
+        top = 6 + row * (CELL + 6)
+        parts.append(f'<text x="6" y="{top + CELL / 2}">{method}</text>')
+        for n in range(len(pixels)):
+            left = 106 + n * (CELL + 6)
+            parts.append(f'<use href="#p{n}" x="{left}" y="{top}"/>')
+            parts += _veil(weights[n], left, top, vision.grid)
+    return "".join([*parts, "</svg>\n"])
+
+
+def _veil(weights: torch.Tensor, left: float, top: float, grid: int) -> list[str]:
+    side = CELL / grid
+    found = []
+    for place, weight in enumerate(weights.clamp(0, 1).tolist()):
+        if weight < 0.995:
+            y, x = divmod(place, grid)
+            found.append(
+                f'<rect x="{left + x * side:g}" y="{top + y * side:g}" width="{side:g}" '
+                f'height="{side:g}" opacity="{0.85 * (1 - weight):.2f}"/>'
+            )
+    return found
+
+
+def _png(tasks: accuracy.Tasks, picture: torch.Tensor) -> str:
+    contract = tasks.teacher.preprocess
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (contract.mean, contract.std))
+    bytes_ = ((picture * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(bytes_).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def main() -> None:
+    result = json.loads(RESULTS.read_text())
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(result))
+    (PAGE.parent / PARETO).write_text(pareto(result["rows"]))
+    (PAGE.parent / PICTURE).write_text(survivors(accuracy.Tasks()))
+
+
+if __name__ == "__main__":
+    main()
