@@ -54,8 +54,8 @@ def arms(quick: bool = False) -> dict[str, Config]:
             for share in MORE_SHARES:
                 found[f"{method} {share:.2f}"] = Config(method=method, macs=share)
         for name in METHODS[:2]:
-            more = Config(method=name, macs=0.75, proportional=True)
-            found[f"{name} proportional 0.75"] = more
+            plain = Config(method=name, macs=0.75, proportional=False)
+            found[f"{name} not proportional 0.75"] = plain
         found["tome every block r8"] = Config(method="tome", r=8)
     return found
 

@@ -42,13 +42,12 @@ Written by `python -m benchmarks.experiments._reduction_page` from
 - **Fewer weights** (stage `prune_structure`): heads, MLP channels, blocks and residual width of
   both towers, ranked together; distil afterwards.
 
-What follows a paper's definition: `tome` (without its proportional attention unless asked),
-`evit` (its fused token normalised), `vision_zip`, `fopru_rank` and `fopru_row` (known to us from
-the abstract), `feather` (a fixed number of tokens in place of a union). `cross` and `selector`
-are our formulations after CrossGET and BUS. BUS proper ranks patches by the text of the query: an
-image would have another embedding for each query, and no index could hold it. `guarded` is ours:
-a fixed grid and the tokens the class token attends to stay, and all others merge into the most
-similar of them.
+What follows a paper's definition: `tome`, `evit` (its fused token normalised), `vision_zip`,
+`fopru_rank` and `fopru_row` (known to us from the abstract), `feather` (a fixed number of tokens
+in place of a union). `cross` and `selector` are our formulations after CrossGET and BUS. BUS
+proper ranks patches by the text of the query: an image would have another embedding for each
+query, and no index could hold it. `guarded` is ours: a fixed grid and the tokens the class token
+attends to stay, and all others merge into the most similar of them.
 """
 
 

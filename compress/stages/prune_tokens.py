@@ -5,6 +5,7 @@ the text, so that an image would have another embedding for each query and no in
 `selector` here ranks by the image alone, and learns in the distillation that follows.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from compress.work import Work
 
 VERSION = 1
 
+MEANS = ("guarded", "tome", "cross")
 # Kept tokens are a multiple of this: whole vectors for every runtime's kernels.
 MULTIPLE = 8
 
@@ -65,9 +67,9 @@ class Config(BaseModel):
     """Layers of the sites, from 0; by default after a quarter, a half and three quarters."""
     guard: float = Field(default=0.5, ge=0, lt=1)
     """Share of the last site's tokens that is a fixed grid (guarded, feather)."""
-    proportional: bool = False
-    """Whether merged tokens count in attention as often as they hold patches; it takes fused
-    attention from int8 graphs."""
+    proportional: bool | None = None
+    """Whether merged tokens count in attention as often as they hold patches; by default where
+    tokens become means of several (guarded, tome, cross), which it repairs most of."""
     queries: int = Field(default=0, ge=0)
     """Learnt queries that summarise the remaining tokens; they need training."""
     seed: int = 0
@@ -100,7 +102,7 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
         reduction = _schedule_search.search(work, cfg, cfg.search, out)
     else:
         reduction = schedule(vision, cfg)
-    atomic.write_text(out / "schedule.yaml", recipe_line(reduction))
+    atomic.write_text(out / "schedule.yaml", recipe_line(cfg, reduction))
     step = {"step": "prune_tokens", "reduction": reduction.model_dump(mode="json")}
     clip = reduced(work.clip, reduction)
     return replace(work, clip=clip.with_model(clip.model, step))
@@ -138,9 +140,25 @@ def schedule(vision: VisionConfig, cfg: Config) -> Reduction:
     rates = [cfg.keep] if cfg.keep is not None else [n / 100 for n in range(99, 4, -1)]
     for rate in rates:
         reduction = with_sites(cfg, list(_at_rate(vision, cfg, rate)))
-        if cfg.macs is None or share_of_macs(vision, reduction) <= cfg.macs:
+        if cfg.macs is None:
             return reduction
+        if share_of_macs(vision, reduction) <= cfg.macs:
+            return _filled(vision, cfg, reduction)
     raise PocketclipError(f"prune_tokens.macs: no keep rate reaches {cfg.macs} with these sites")
+
+
+def _filled(vision: VisionConfig, cfg: Config, reduction: Reduction) -> Reduction:
+    """The schedule with what rounding left of the budget, the last sites first."""
+    assert cfg.macs is not None
+    sites = list(reduction.sites)
+    multiple = vision.grid if cfg.method == "fopru_row" else MULTIPLE
+    for n in reversed(range(len(sites))):
+        before = sites[n - 1].keep if n else vision.grid**2
+        more = sites[n].model_copy(update={"keep": min(before, sites[n].keep + multiple)})
+        found = with_sites(cfg, [*sites[:n], more, *sites[n + 1 :]])
+        if share_of_macs(vision, found) <= cfg.macs:
+            sites[n] = more
+    return with_sites(cfg, sites)
 
 
 def with_sites(cfg: Config, sites: list[Site] | tuple[Site, ...]) -> Reduction:
@@ -150,7 +168,7 @@ def with_sites(cfg: Config, sites: list[Site] | tuple[Site, ...]) -> Reduction:
         method=cfg.method,
         sites=tuple(sites),
         guard=guard,
-        proportional=cfg.proportional,
+        proportional=cfg.method in MEANS if cfg.proportional is None else cfg.proportional,
         queries=cfg.queries,
         seed=cfg.seed,
     )
@@ -165,10 +183,13 @@ def share_of_macs(vision: VisionConfig, reduction: Reduction) -> float:
     return _macs(vision, fewer, first) / _macs(vision, whole, first)
 
 
-def recipe_line(reduction: Reduction) -> str:
-    """The schedule as one line of a recipe."""
+def recipe_line(cfg: Config, reduction: Reduction) -> str:
+    """The schedule as one line of a recipe, with the settings that differ from their defaults."""
     sites = ", ".join(f"{{layer: {s.layer}, keep: {s.keep}}}" for s in reduction.sites)
-    return f"- prune_tokens: {{method: {reduction.method}, sites: [{sites}]}}\n"
+    computed = {"method", "macs", "keep", "r", "sites", "search", "at"}
+    more = cfg.model_dump(mode="json", exclude_defaults=True, exclude=computed)
+    rest = "".join(f", {name}: {json.dumps(value)}" for name, value in more.items())
+    return f"- prune_tokens: {{method: {reduction.method}, sites: [{sites}]{rest}}}\n"
 
 
 def _at_rate(vision: VisionConfig, cfg: Config, rate: float) -> Iterator[Site]:
