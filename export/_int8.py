@@ -43,7 +43,7 @@ def rewrite(model: Any, limit: int = FULL_RANGE) -> Any:
         if node.op_type == "Conv":
             patches_to_matmul(graph, node)
     for node in list(graph):
-        found = _find_attention(node) if node.op_type == "Softmax" else None
+        found = find_attention(node) if node.op_type == "Softmax" else None
         if found:
             _fuse_attention(graph, found, limit)
     for node in list(graph):
@@ -93,7 +93,7 @@ def patches_to_matmul(graph: ir.Graph, conv: ir.Node) -> None:
 
 
 @dataclass(frozen=True)
-class _Attention:
+class Attention:
     """Written-out self-attention as found in a graph, between `x` and `last`."""
 
     x: ir.Value
@@ -106,7 +106,7 @@ class _Attention:
     name: str
 
 
-def _find_attention(softmax: ir.Node) -> _Attention | None:
+def find_attention(softmax: ir.Node) -> Attention | None:
     """The self-attention around a Softmax, if it is plain or causal and scaled as usual."""
     add = _up(softmax.inputs[0], "Add")
     mask = constant(add.inputs[1]) if add else None
@@ -138,14 +138,28 @@ def _find_attention(softmax: ir.Node) -> _Attention | None:
     usual = math.isclose(float(factor), width**-0.5, rel_tol=1e-5)
     if not usual or [None if n is None else int(n.item()) for n in starts] != [0, 1, 2]:
         return None
-    return _Attention(x, weight, bias, heads, add is not None, last, str(product.name))
+    return Attention(x, weight, bias, heads, add is not None, last, str(product.name))
 
 
-def _fuse_attention(graph: ir.Graph, found: _Attention, limit: int) -> None:
-    """Projection, scores, softmax and mixing -> one QAttention."""
+def _fuse_attention(graph: ir.Graph, found: Attention, limit: int) -> None:
+    """Projection, scores, softmax and mixing -> one QAttention on codes of the call's range."""
     integers, scale = quantize_weight(found.weight, limit)
     dynamic = ir.node("DynamicQuantizeLinear", [found.x], num_outputs=3)
-    codes, step, zero = dynamic.outputs
+    fuse_attention(graph, found, integers, scale, dynamic, *dynamic.outputs)
+
+
+def fuse_attention(
+    graph: ir.Graph,
+    found: Attention,
+    integers: np.ndarray,
+    scale: np.ndarray,
+    rounding: ir.Node,
+    codes: ir.Value,
+    step: ir.Value,
+    zero: ir.Value,
+) -> None:
+    """Attention -> QAttention: `rounding` gives codes [B, N, D] of `step` and `zero`; the weight is
+    int8 [D, 3 * H * K] with one scale per column."""
     inputs = [
         codes,
         initializer(graph, integers, f"{found.name}_int8"),
@@ -157,7 +171,7 @@ def _fuse_attention(graph: ir.Graph, found: _Attention, limit: int) -> None:
     ]
     attributes = {"num_heads": found.heads, "unidirectional": int(found.causal)}
     attention = ir.node("QAttention", inputs, attributes, domain=CONTRIB)
-    replace(graph, found.last, [dynamic, attention])
+    replace(graph, found.last, [rounding, attention])
 
 
 def _quantize_matmul(graph: ir.Graph, node: ir.Node, limit: int) -> None:

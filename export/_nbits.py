@@ -10,18 +10,22 @@ from export import _int8
 
 SMALLEST_BLOCK = 16
 LARGEST_BLOCK = 256
-FLOAT_COMPUTE = 1  # accuracy_level: inputs stay float32
+# MatMulNBits' accuracy_level: inputs stay float32, or become int8.
+FLOAT_COMPUTE, INTEGER_COMPUTE = 1, 4
 
 
 def node(
     graph: ir.Graph,
     x: ir.Value | None,
-    codes: np.ndarray,
-    scale: np.ndarray,
-    zero: np.ndarray,
+    matrix: tuple[np.ndarray, np.ndarray, np.ndarray],
     name: str,
+    integers: bool,
 ) -> ir.Node:
-    """x [..., D] times the matrix that codes [D, O], scale and zero [O, G] stand for."""
+    """x [..., D] times the matrix that (codes [D, O], scale [O, G], zero [O, G]) stand for.
+
+    integers: x is rounded to 8 bits by the kernel, block by block.
+    """
+    codes, scale, zero = matrix
     width, out = codes.shape
     bits = 4 if _fits(codes) else 8
     size = block_size(width, width // scale.shape[1])
@@ -37,7 +41,7 @@ def node(
         "N": out,
         "bits": bits,
         "block_size": size,
-        "accuracy_level": FLOAT_COMPUTE,
+        "accuracy_level": INTEGER_COMPUTE if integers else FLOAT_COMPUTE,
     }
     return ir.node("MatMulNBits", inputs, attributes, domain=_int8.CONTRIB)
 

@@ -55,6 +55,8 @@ def realise(model: Any, clip: Clip, tower: str, runtime: Runtime) -> tuple[Any, 
         if node.op_type == "Conv":
             _int8.patches_to_matmul(graph, node)
     missing = {layer.name for _, layer in layers}
+    if runtime == "onnxruntime":
+        missing -= _attentions_(graph, by_weight)
     for node in list(graph):
         layer = _layer_of(node, by_weight)
         if layer is not None:
@@ -96,6 +98,8 @@ def nearest(asked: LayerScheme, name: str, runtime: Runtime) -> LayerScheme:
     if asked.act_bits is None or asked.weight_bits is None or name == "text.token":
         return replace_bits(asked, asked.weight_bits, None)
     static = asked.act == "static"
+    if asked.weight_bits == 4 and asked.act == "dynamic" and runtime == "onnxruntime":
+        return asked
     if asked.group or not (static or asked.act == "dynamic"):
         return replace_bits(asked, asked.weight_bits, None)
     if not static and runtime == "qdq":
@@ -167,11 +171,10 @@ def _realise_(graph: ir.Graph, node: ir.Node, layer: Layer) -> None:
         _table_(graph, node, layer)
         return
     last, bias = _int8.bias_of(node)
-    if layer.entry.act_bits is None:
-        product = _nbits.node(
-            graph, node.inputs[0], layer.codes, layer.scale, layer.zero, layer.name
-        )
-        nodes = [product]
+    if layer.entry.act_bits is None or layer.entry.weight_bits == 4:
+        matrix = (layer.codes, layer.scale, layer.zero)
+        integers = layer.entry.act_bits is not None
+        nodes = [_nbits.node(graph, node.inputs[0], matrix, layer.name, integers)]
     elif layer.entry.act == "dynamic":
         nodes = _dynamic(graph, node, layer)
     else:
@@ -181,14 +184,49 @@ def _realise_(graph: ir.Graph, node: ir.Node, layer: Layer) -> None:
     _int8.replace(graph, last, nodes)
 
 
-def _static(graph: ir.Graph, node: ir.Node, layer: Layer) -> list[ir.Node]:
-    """Quantize and dequantize around a MatMul, the form that runtimes fuse."""
+def _attentions_(graph: ir.Graph, by_weight: dict[Any, Layer]) -> set[str]:
+    """Fuse whole attentions whose projection has 8-bit weights and inputs -> those projections."""
+    fused = set()
+    for node in list(graph):
+        found = _int8.find_attention(node) if node.op_type == "Softmax" else None
+        layer = by_weight.get(_key(found.weight)) if found else None
+        if found is None or layer is None or layer.entry.label not in ("w8a8", "w7a8"):
+            continue
+        if layer.zero.any() or layer.scale.shape[1] > 1:
+            continue
+        if layer.act is None:
+            rounding = ir.node("DynamicQuantizeLinear", [found.x], num_outputs=3)
+            numbers = rounding.outputs
+        else:
+            scale, point = _input_numbers(graph, layer, unsigned=True)
+            rounding = ir.node("QuantizeLinear", [found.x, scale, point])
+            numbers = (rounding.outputs[0], scale, point)
+        per_column = layer.scale[:, 0].copy()
+        _int8.fuse_attention(graph, found, layer.codes, per_column, rounding, *numbers)
+        fused.add(layer.name)
+    return fused
+
+
+def _input_numbers(
+    graph: ir.Graph, layer: Layer, unsigned: bool = False
+) -> tuple[ir.Value, ir.Value]:
+    """Scale and zero point of a static input; QAttention takes unsigned codes only."""
     assert layer.act is not None
     step, zero, signed = layer.act
+    scale = np.array(step, dtype=np.float32)
+    if signed and unsigned:
+        zero, signed = zero + 128, False
+    point = np.array(zero, dtype=np.int8 if signed else np.uint8)
+    return (
+        _int8.initializer(graph, scale, f"{layer.name}.input_scale"),
+        _int8.initializer(graph, point, f"{layer.name}.input_zero"),
+    )
+
+
+def _static(graph: ir.Graph, node: ir.Node, layer: Layer) -> list[ir.Node]:
+    """Quantize and dequantize around a MatMul, the form that runtimes fuse."""
     name, x = layer.name, node.inputs[0]
-    scale = _int8.initializer(graph, np.array(step, dtype=np.float32), f"{name}.input_scale")
-    kind = np.int8 if signed else np.uint8
-    point = _int8.initializer(graph, np.array(zero, dtype=kind), f"{name}.input_zero")
+    scale, point = _input_numbers(graph, layer)
     rounded = ir.node("QuantizeLinear", [x, scale, point])
     back = ir.node("DequantizeLinear", [rounded.outputs[0], scale, point])
     integers = _int8.initializer(graph, layer.codes, f"{name}.weight")

@@ -86,6 +86,9 @@ def spec(cfg: Config, scheme: Scheme | None = None) -> _bundle.Spec:
     runtime = portable.runtime(portable.Config())
     if scheme is not None:
         runtime["scheme"] = scheme.label
+        runtime["weight_bits"] = max(
+            (e.weight_bits or 0 for e in scheme.layers.values() if e.act_bits), default=0
+        )
     elif cfg.precision == "int8":
         runtime["weight_bits"] = 7 if cfg.reduce_range else 8
     return _bundle.Spec(

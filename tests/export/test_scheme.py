@@ -46,8 +46,10 @@ def executed(clip: Clip, tower: str, rows: Tensor) -> tuple[Tensor, dict[str, st
         ("text", {**W4, "weight_bits": 8}, 0.99999),
         ("text", {**W4, "group": 16, "weight_symmetric": False}, 0.99999),
         ("image", {**W4, "rounding": "gptq"}, 0.99999),
+        # the kernel rounds inputs per block, the simulation per call
+        ("text", {"weight_bits": 4, "group": 16, "act": "dynamic"}, 0.998),
     ],
-    ids=["symmetric", "u8 weights", "dynamic", "w8", "w4 group", "w4 gptq"],
+    ids=["symmetric", "u8 weights", "dynamic", "w8", "w4 group", "w4 gptq", "w4a8"],
 )
 def test_executed_equals_simulated(
     tower: str, settings: dict[str, object], agreement: float, tmp_path: Path
@@ -131,7 +133,3 @@ def test_openvino_computes_the_same_scheme(tmp_path: Path) -> None:
     openvino.write(clip, openvino.Config(precision="int8", min_cosine=0.999), out)
     told = json.loads((out / "bundle.json").read_text())["runtime"]
     assert told["not_as_the_scheme_says"] == {}
-    plain = tmp_path / "plain"
-    openvino.write(clip, openvino.Config(), plain)  # the float twin
-    sizes = [(folder / "text.bin").stat().st_size for folder in (out, plain)]
-    assert sizes[0] < sizes[1] / 2
