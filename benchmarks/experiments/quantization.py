@@ -4,7 +4,9 @@
     python -m benchmarks.experiments.quantization --quick    a few minutes, student only, 1 seed
 
 Every row has `executed`: true where a runtime computed it, false where torch simulated it; no claim
-mixes them. Arms that are done are kept in runs/quantization, so a stopped experiment continues.
+mixes them. Classes are asked for by their names alone, and each image by its first caption, in
+float as in quantized models. Arms that are done are kept in runs/quantization, so a stopped
+experiment continues.
 """
 
 import argparse
@@ -71,7 +73,7 @@ class Bench:
 
     @cached_property
     def data(self) -> Data:
-        return recipe.load(RECIPE).shards()
+        return replace(recipe.load(RECIPE).shards(), templates=("{}",))
 
     @cached_property
     def teacher(self) -> Clip:

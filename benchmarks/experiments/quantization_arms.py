@@ -18,7 +18,13 @@ from compress.nn.vectors import Kind
 RUNTIMES = ("onnxruntime", "openvino")
 FIXED_PROMPTS = "w8a8"
 PLAIN = {"equalize": "none", "ranges": "minmax", "bias_correction": False}
-W4 = {"act_bits": None, "weight_bits": 4, "group": 32, "weight_symmetric": False}
+W4 = {
+    "act_bits": None,
+    "weight_bits": 4,
+    "group": 32,
+    "weight_symmetric": False,
+    "projection_bits": 8,
+}
 EXECUTED: dict[str, dict[str, Any]] = {
     "w8a8": {},
     "w8a8 plain": dict(PLAIN),

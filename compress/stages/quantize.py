@@ -67,13 +67,16 @@ class Config(BaseModel):
     act_bits: int | None = Field(default=8, ge=2, le=8)
     """Bits of the matrices' inputs; null rounds weights alone. Runtimes run 8."""
     act: Literal["static", "dynamic"] = "static"
-    """static: ranges from calibration. dynamic: from each call's extremes."""
+    """static: ranges from calibration. dynamic: from each call's extremes; with 4-bit weights in
+    groups that is W4A8."""
     act_symmetric: bool = False
     """Zero points of 0 for inputs, which TensorRT needs."""
     weight_symmetric: bool = True
     """Zero points of 0 for weights; false suits 4 bits."""
     group: int = Field(default=0, ge=0)
     """Input columns that share a weight scale, such as 32, 64 or 128; 0: a whole output channel."""
+    projection_bits: int | None = Field(default=None, ge=2, le=8)
+    """Bits of the last matrix of each tower and of its input; null: as the others."""
     table_bits: int | None = Field(default=8, ge=2, le=8)
     """Bits of the token table, one scale a row; null leaves it float."""
     family: Family = "uniform"
@@ -186,18 +189,19 @@ def _entry(name: str, module: nn.Module, cfg: Config) -> LayerScheme | None:
         return LayerScheme(weight_bits=cfg.table_bits, ranges=cfg.ranges)
     if isinstance(module, nn.Conv2d) and name == "image.patch":
         act_bits = None if cfg.act_bits is None else PATCH_BITS
-        bits = max(cfg.weight_bits, PATCH_BITS - 1)
+        bits = 7 if cfg.weight_bits == 7 else PATCH_BITS
         return LayerScheme(weight_bits=bits, act_bits=act_bits, act=cfg.act, ranges=cfg.ranges)
     kind = _kind(name, cfg)
     if (
         type(module) is nn.Linear
     ):  # torch's attention reads its subclass's weight without calling it
+        last = cfg.projection_bits if name.endswith(".projection") else None
         group = cfg.group if cfg.group and module.in_features % cfg.group == 0 else 0
         return LayerScheme(
-            weight_bits=cfg.weight_bits,
+            weight_bits=last or cfg.weight_bits,
             weight_symmetric=cfg.weight_symmetric,
             group=group,
-            act_bits=cfg.act_bits,
+            act_bits=cfg.act_bits and (last or cfg.act_bits),
             act=kind,
             act_symmetric=cfg.act_symmetric and kind == "static",
             ranges=cfg.ranges,

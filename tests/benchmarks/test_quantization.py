@@ -1,11 +1,13 @@
 """Claims of hand-made rows, and the parts of the experiment that need no training."""
 
+import json
 from typing import Any
 
 import pytest
 import torch
 from tiny import tiny_clip
 
+from benchmarks import quantization_page
 from benchmarks.experiments.quantization_arms import EXECUTED, SIMULATED, with_outliers
 from benchmarks.experiments.quantization_claims import claims
 from compress.stages import quantize
@@ -62,3 +64,28 @@ def test_injected_outliers_leave_the_function_as_it_is() -> None:
         )
     norms = (spoilt.image.blocks[0].norm1, model.image.blocks[0].norm1)
     assert norms[0].weight.max() > 10 * norms[1].weight.max()
+
+
+def test_the_page_keeps_executed_and_simulated_apart() -> None:
+    ort = {"runtime": "onnxruntime", "worst_cosine_to_simulation": 0.9995}
+    rows = [
+        row("float", 0.5, False),
+        row("w8a8", 0.4, True, **ort),
+        row("w8a8", 0.6, True, **ort, seed=1),
+        row("w4a4 repq", 0.3, False),
+    ]
+    about = {"command": "c", "date": "d", "machine": {"cores": 2, "cpu": "x"}, "seeds": [0, 1]}
+    result = about | {"versions": {"torch": "2"}, "rows": rows, "claims": claims(rows)}
+    page = quantization_page.tables(result)
+    executed, _, simulated = page.partition("## Simulated")
+    assert "| teacher | w8a8 | onnxruntime | 0.5000 ± 0.1414 |" in executed
+    assert "repq" not in executed and "| teacher | w4a4 repq | 0.3000 |" in simulated
+    assert "w8a8 |" not in simulated.partition("## What was asked for")[0]
+
+
+def test_the_page_shows_the_committed_figures() -> None:
+    if not quantization_page.RESULTS.exists():
+        pytest.skip("no results are committed yet")
+    page = quantization_page.PAGE.read_text()
+    result = json.loads(quantization_page.RESULTS.read_text())
+    assert quantization_page.insert(page, result) == page, "run: -m benchmarks.quantization_page"

@@ -1,0 +1,78 @@
+"""Tables of docs/quantization.md from the committed results.
+
+python -m benchmarks.quantization_page        writes them between the page's marks
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/quantization.md"
+RESULTS = ROOT / "benchmarks/results/quantization.json"
+START, END = "<!-- quantization: start -->", "<!-- quantization: end -->"
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Executed arms, simulated arms, and all claims, those that fall short included."""
+    rows = [row for row in result["rows"] if "top1" in row]
+    executed = [row for row in rows if row["executed"]]
+    simulated = [row for row in rows if not row["executed"]]
+    machine = result["machine"]
+    parts = [
+        "## Executed",
+        _accuracy(executed, ("model", "arm", "runtime")),
+        "## Simulated",
+        _accuracy(simulated, ("model", "arm")),
+        "## What was asked for",
+        _claims(result["claims"]),
+        f"`{result['command']}`, {result['date']}, {machine['cores']} cores of {machine['cpu']}, "
+        f"torch {result['versions']['torch']}, calibration seeds "
+        f"{', '.join(map(str, result['seeds']))}: `benchmarks/results/quantization.json`.",
+    ]
+    return "\n\n".join(parts)
+
+
+def _accuracy(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> str:
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(str(row.get(key, "")) for key in keys)].append(row)
+    columns = ("top1", "text_to_image_r1", "image_cosine")
+    lines = [f"| {' | '.join((*keys, *columns))} |", "|" + "---|" * (len(keys) + len(columns))]
+    for name, group in groups.items():
+        cells = [_spread([row[column] for row in group]) for column in columns]
+        lines.append(f"| {' | '.join((*name, *cells))} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    """Mean and sample deviation over the seeds."""
+    if len(values) < 2:
+        return f"{values[0]:.4f}"
+    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
+
+
+def _claims(claims: list[dict[str, Any]]) -> str:
+    lines = ["| figure | goal | measured | |", "|---|---:|---:|---|"]
+    for claim in claims:
+        sign = "at least" if claim["better"] == "higher" else "at most"
+        verdict = "" if claim["holds"] else "falls short"
+        lines.append(
+            f"| {claim['name']} | {sign} {claim['goal']:g} | {claim['value']:.4f} | {verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def insert(page: str, result: dict[str, Any]) -> str:
+    """The page with the tables between its marks."""
+    before, _, rest = page.partition(START)
+    _, mark, after = rest.partition(END)
+    assert mark, f"{PAGE} lacks {START} ... {END}"
+    return f"{before}{START}\n\n{tables(result)}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(insert(PAGE.read_text(), json.loads(RESULTS.read_text())))
