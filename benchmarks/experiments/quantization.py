@@ -26,8 +26,8 @@ from torch import Tensor
 
 import compress.clip
 from benchmarks import machine
-from benchmarks.experiments import quantization_arms as arms
-from benchmarks.experiments.quantization_claims import claims as claims
+from benchmarks.experiments import _quantization_arms as arms
+from benchmarks.experiments._quantization_claims import claims as claims
 from compress import plugin, recipe
 from compress.atomic import write_json
 from compress.batches import embed_images, embed_texts
@@ -265,7 +265,7 @@ def main() -> None:
             rows += once(folder, name.replace(" ", "_").replace(",", ""), make)
     if given.only:
         return
-    result = {
+    result: dict[str, Any] = {
         "command": "python -m benchmarks.experiments.quantization"
         + (" --quick" if given.quick else ""),
         "date": datetime.now(UTC).date().isoformat(),

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import tiny_clip
 
-from benchmarks import quantization_page
-from benchmarks.experiments.quantization_arms import EXECUTED, SIMULATED, with_outliers
-from benchmarks.experiments.quantization_claims import claims
+from benchmarks.experiments import _quantization_page as quantization_page
+from benchmarks.experiments._quantization_arms import EXECUTED, SIMULATED, with_outliers
+from benchmarks.experiments._quantization_claims import claims
 from compress.stages import quantize
 
 
@@ -88,4 +88,6 @@ def test_the_page_shows_the_committed_figures() -> None:
         pytest.skip("no results are committed yet")
     page = quantization_page.PAGE.read_text()
     result = json.loads(quantization_page.RESULTS.read_text())
-    assert quantization_page.insert(page, result) == page, "run: -m benchmarks.quantization_page"
+    assert quantization_page.insert(page, result) == page, (
+        "run: -m benchmarks.experiments._quantization_page"
+    )

@@ -1,6 +1,6 @@
 """Tables of docs/quantization.md from the committed results.
 
-python -m benchmarks.quantization_page        writes them between the page's marks
+python -m benchmarks.experiments._quantization_page        writes them between the page's marks
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/quantization.md"
 RESULTS = ROOT / "benchmarks/results/quantization.json"
 START, END = "<!-- quantization: start -->", "<!-- quantization: end -->"

@@ -17,7 +17,7 @@ from compress.nn.vectors import Kind
 
 RUNTIMES = ("onnxruntime", "openvino")
 FIXED_PROMPTS = "w8a8"
-PLAIN = {"equalize": "none", "ranges": "minmax", "bias_correction": False}
+PLAIN: dict[str, Any] = {"equalize": "none", "ranges": "minmax", "bias_correction": False}
 W4 = {
     "act_bits": None,
     "weight_bits": 4,
