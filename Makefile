@@ -8,7 +8,7 @@ KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 CORE := $(VENV)/.core-$(KEY)
 DEV := $(VENV)/.dev-$(KEY)
 
-.PHONY: help quickstart test check format data teacher clean
+.PHONY: help quickstart demo test check format data teacher clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -16,6 +16,10 @@ help: ## list the targets
 quickstart: $(CORE) ## compress the embedded teacher and write a report (about 15 minutes, no GPU)
 	$(BIN)/pocketclip run recipes/emoji/quickstart.yaml
 	@echo "Open $(CURDIR)/runs/quickstart/report.html"
+
+demo: $(CORE) ## search the embedded emoji in your browser (npm fetches its runtime once)
+	test -f bundles/demo/bundle.json || $(BIN)/pocketclip export recipes/emoji/teacher --to web --out bundles/demo
+	$(BIN)/pocketclip serve bundles/demo
 
 test: $(DEV) ## run every test
 	$(BIN)/python -m pytest

@@ -141,6 +141,23 @@ def export(
 
 
 @app.command()
+def serve(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A web bundle with its page.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+) -> None:
+    """Open a web bundle's demo page to this machine's browser, until Ctrl-C."""
+    from export._serve import Server
+
+    if not (bundle / "index.html").is_file():
+        raise PocketclipError(
+            f"{bundle}: no page there; write one with `pocketclip export --to web`"
+        )
+    server = Server({"": bundle}, port)
+    say(f"open {server.url} (Ctrl-C ends it)")
+    server.run()
+
+
+@app.command()
 def bench(
     bundles: Annotated[
         list[Path],

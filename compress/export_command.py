@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from compress import plugin
+from compress.fold import fold
 from compress.problems import Problems
 from compress.recipe import Step, steps
 from compress.recipe_file import apply_override
+from compress.twin import float_twin
 
 
 def export(model: str, target: str, overrides: list[str] | None, out: Path | None) -> Path:
@@ -19,7 +21,11 @@ def export(model: str, target: str, overrides: list[str] | None, out: Path | Non
     clip = plugin.source(model, Path.cwd())
     folder = out or Path("bundles") / clip.name.replace("/", "-") / step.folder_name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    plugin.find(plugin.EXPORTERS, step.name).write(clip, step.config, folder)
+    exporter = plugin.find(plugin.EXPORTERS, step.name)
+    clip = fold(clip)
+    if not getattr(exporter, "HONOURS_SCHEME", False):
+        clip = float_twin(clip)
+    exporter.write(clip, step.config, folder)
     return folder
 
 

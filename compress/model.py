@@ -63,7 +63,7 @@ class ImageTower(nn.Module):
         if keep is not None:
             x = x.gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
         if self.class_token is not None:
-            first = (self.class_token + position[0]).to(x.dtype).expand(len(x), 1, -1)
+            first = (self.class_token + position[0]).to(x.dtype).expand(x.shape[0], 1, -1)
             x = torch.cat([first, x], dim=1)
         x = self.norm_pre(x)
         return self.projection(self.norm_pooled(self._pooled(*self._through_blocks(x))))
@@ -163,7 +163,7 @@ class TextTower(nn.Module):
         """tokens [B, L] ids, L up to the context length -> [B, E], not unit length."""
         x = self.token(tokens)  # [B, L, D]
         if self.class_token is not None:
-            x = torch.cat([x, self.class_token.expand(len(x), 1, -1)], dim=1)
+            x = torch.cat([x, self.class_token.expand(x.shape[0], 1, -1)], dim=1)
         x = self.norm_embedding(x + self.position[: x.shape[1]])
         mask = self._mask(tokens)
         last = len(self.blocks) - int(self.config.last_block == "pooled")

@@ -64,6 +64,8 @@ class Spec:
     simulate: Callable[[Path], Encoder] | None = None
     """Computes what the files say without their runtime. Where `load` is Unavailable, parity and
     goldens are judged by it, and the bundle says `executed: false` with the reason."""
+    notes: str = ""
+    """More for the README, below the code."""
     entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What another layout names otherwise: tower -> `file`, and parts of `input` and `output`."""
 
@@ -92,7 +94,7 @@ def writing(clip: Clip, out: Path, spec: Spec) -> Iterator[Path]:
         if unavailable:
             bundle["unavailable"] = unavailable
         (folder / "README.md").write_text(
-            _readme.text(bundle, spec.usage, spec.requirements), encoding="utf-8"
+            _readme.text(bundle, spec.usage, spec.requirements) + spec.notes, encoding="utf-8"
         )
         write_description(folder, bundle)
 

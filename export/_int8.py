@@ -73,7 +73,9 @@ def patches_to_matmul(graph: ir.Graph, conv: ir.Node) -> None:
         or list(tokens.attributes["perm"].as_ints()) != [0, 2, 1]
     ):
         return
-    batch, _, rows, columns = pixels.shape.numpy()
+    batch, _, rows, columns = pixels.shape
+    assert isinstance(rows, int) and isinstance(columns, int)
+    batch = batch if isinstance(batch, int) else 0  # a Reshape keeps the input's own there
     rows, columns = rows // high, columns // wide
     grid = initializer(
         graph, np.array([batch, channels, rows, high, columns, wide]), f"{conv.name}_grid"

@@ -17,15 +17,20 @@ from torch import Tensor
 
 from compress.clip import Clip
 from compress.errors import PocketclipError
-from compress.model import ClipConfig
 from compress.preprocess import FILTERS
+from compress.structure import ClipConfig, TextConfig, TowerConfig, UpstreamConfig, VisionConfig
 from export import Unavailable, _bundle
 from export._tokenizer import as_json, self_contained
 
 REQUIRES = "huggingface"
 VERSION = 1
 WEIGHTS = "model.safetensors"
-ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "relu": "relu",
+}
 
 OUTSIDE_BLOCKS = {
     "image.patch.weight": "vision_model.embeddings.patch_embedding.weight",
@@ -45,6 +50,26 @@ INSIDE_BLOCKS = {
     "norm2": "layer_norm2",
     "mlp.up": "mlp.fc1",
     "mlp.down": "mlp.fc2",
+}
+
+# What CLIPModel always is, setting by setting.
+PLAIN_TOWER = {"post_norm": False, "projection": "linear", "projection_bias": False}
+PLAIN_VISION = {
+    "pooling": "class",
+    "class_token": True,
+    "pre_norm": True,
+    "patch_bias": False,
+    "norm_before_pooling": True,
+    "norm_after_pooling": False,
+    "reduction": None,
+}
+PLAIN_TEXT = {
+    "pooling": "argmax",
+    "causal": True,
+    "pad_id": None,
+    "embedding_norm": False,
+    "final_norm": True,
+    "class_token": False,
 }
 
 USAGE = """\
@@ -153,12 +178,13 @@ def config(clip: Clip) -> dict[str, Any]:
     """config.json as data; PocketclipError naming everything that CLIPModel doesn't have."""
     model, contract = clip.model.config, clip.tokenizer.contract
     highest = max(clip.tokenizer.tokenizer.get_vocab(with_added_tokens=True).values())
-    odd = [*_unlike_clip_model(model)]
+    odd = list(_unlike_clip_model(model))
     if contract.end_id < highest:
         odd.append(f"the end mark {contract.end_id} isn't the tokenizer's highest id, {highest}")
     if odd:
         raise PocketclipError(f"huggingface: not the shape of a CLIPModel: {'; '.join(odd)}")
     vision, text = model.vision, model.text
+    assert isinstance(vision, VisionConfig) and isinstance(text, TextConfig)
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
@@ -225,7 +251,7 @@ def state(clip: Clip) -> Iterator[tuple[str, Tensor]]:
             yield f"{layer}.{INSIDE_BLOCKS[module]}.{kind}", value
 
 
-def _tower(tower: Any) -> dict[str, Any]:
+def _tower(tower: TowerConfig) -> dict[str, Any]:
     """The settings that both towers share."""
     return {
         "hidden_size": tower.width,
@@ -239,8 +265,13 @@ def _tower(tower: Any) -> dict[str, Any]:
 
 def _unlike_clip_model(model: ClipConfig) -> Iterator[str]:
     """What of a structure CLIPModel cannot hold."""
-    vision, text = model.vision, model.text
-    for name, tower in (("vision", vision), ("text", text)):
+    for name, tower, plain in (
+        ("vision", model.vision, PLAIN_VISION),
+        ("text", model.text, PLAIN_TEXT),
+    ):
+        if isinstance(tower, UpstreamConfig):
+            yield f"the {name} tower is {tower.name}"
+            continue
         if len(set(tower.heads)) > 1 or len(set(tower.mlp_width)) > 1:
             yield f"the {name} tower's layers differ in heads or MLP width"
         elif tower.heads[0] * tower.head_width != tower.width:
@@ -248,14 +279,10 @@ def _unlike_clip_model(model: ClipConfig) -> Iterator[str]:
                 f"the {name} tower has {tower.heads[0]} heads of {tower.head_width} in a width of "
                 f"{tower.width}"
             )
-    if vision.pooling != "class" or not vision.class_token:
-        yield f"the vision tower pools by {vision.pooling}, not by a class token"
-    if not vision.pre_norm:
-        yield "the vision tower has no layer norm before its blocks"
-    if vision.patch_bias:
-        yield "the patch projection has a bias"
-    if not text.causal or text.pooling != "argmax":
-        yield f"the text tower pools the {text.pooling} token, CLIPModel's the end mark, causally"
+        for key, value in (PLAIN_TOWER | plain).items():
+            found = getattr(tower, key, value)
+            if found != value:
+                yield f"the {name} tower has {key} {found}, not {value}"
     if model.logit_bias:
         yield "there is a logit bias"
 

@@ -50,6 +50,17 @@ class _Unit(nn.Module):
         return F.normalize(self.tower(x), dim=-1)
 
 
+class _Wide(nn.Module):
+    """A unit that takes 64-bit ids, which tokenizers in JavaScript give."""
+
+    def __init__(self, unit: nn.Module) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.unit(x if x.is_floating_point() else x.to(torch.int32))
+
+
 class OrtEncoder:
     """Both towers of an ONNX bundle in ONNX Runtime.
 
@@ -149,15 +160,39 @@ def example(clip: Clip, tower: str, batch: int) -> Tensor:
 
 def graph(clip: Clip, tower: str, batch: int, opset: int) -> Any:
     """One tower, normalised, as an onnx.ModelProto with static shapes and checked structure."""
+    return _exported(unit(clip, tower), tower, example(clip, tower, batch), opset, None)
+
+
+def open_graph(clip: Clip, tower: str, opset: int) -> Any:
+    """The same with int64 ids and a free number of inputs, `batch`.
+
+    A text tower that sees no padding takes texts of any `length`; another its whole context.
+    """
+    inputs = example(clip, tower, 2)
+    free: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
+    if tower == "text":
+        inputs = inputs.long()
+        if any_length(clip):
+            free[1] = torch.export.Dim("length", min=2, max=inputs.shape[1])
+    return _exported(_Wide(unit(clip, tower)).eval(), tower, inputs, opset, (free,))
+
+
+def any_length(clip: Clip) -> bool:
+    """Whether a text may be cut after its end mark, or has to fill the context."""
+    return bool(getattr(clip.model.config.text, "sees_no_padding", False))
+
+
+def _exported(module: nn.Module, tower: str, inputs: Tensor, opset: int, free: Any) -> Any:
     import onnx
 
     program = torch.onnx.export(
-        unit(clip, tower),
-        (example(clip, tower, batch),),
+        module,
+        (inputs,),
         dynamo=True,
         opset_version=opset,
         input_names=[_bundle.INPUTS[tower]],
         output_names=[_bundle.OUTPUTS[tower]],
+        dynamic_shapes=free,
         optimize=True,
         verbose=False,
     )
@@ -259,6 +294,7 @@ def open_tower(tower):
 
     def run(array):
         feed = np.repeat(array[None], entry["input"]["shape"][0], axis=0)
+        feed = feed.astype(entry["input"]["dtype"])
         return session.run(None, {entry["input"]["name"]: feed})[0][0]
 
     return run

@@ -37,6 +37,7 @@ VERBS = [
     "inspect",
     "eval",
     "export",
+    "serve",
     "bench",
     "compare",
     "report",

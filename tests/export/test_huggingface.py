@@ -91,11 +91,11 @@ def test_half_precision_halves_the_file_and_stays_near(
     [
         ("vision", {"heads": (2, 2)}, "vision tower has 2 heads of 8 in a width of 32"),
         ("vision", {"mlp_width": (64, 32)}, "vision tower's layers differ"),
-        ("vision", {"pooling": "mean"}, "pools by mean"),
-        ("vision", {"pre_norm": False}, "no layer norm before its blocks"),
-        ("vision", {"patch_bias": True}, "patch projection has a bias"),
-        ("text", {"causal": False}, "text tower pools the argmax token"),
-        ("text", {"pooling": "last"}, "text tower pools the last token"),
+        ("vision", {"pooling": "mean"}, "vision tower has pooling mean, not class"),
+        ("vision", {"pre_norm": False}, "has pre_norm False"),
+        ("vision", {"patch_bias": True}, "has patch_bias True"),
+        ("text", {"causal": False}, "text tower has causal False"),
+        ("text", {"pooling": "last"}, "text tower has pooling last"),
     ],
 )
 def test_a_shape_that_clip_model_lacks_is_refused(
