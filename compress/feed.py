@@ -30,9 +30,21 @@ if TYPE_CHECKING:
 class Feed(Protocol):
     """A source of batches."""
 
+    widths: tuple[int, ...]
+    """Embedding widths of the teachers."""
+
     def at(self, step: int) -> Batch:
         """The batch of a step, a function of (seed, step) alone."""
         ...
+
+
+def open_feed(work: Work, cfg: "Config", out: Path) -> "Feed":
+    """The source that the settings ask for."""
+    if cfg.teacher == "reinforced":
+        from compress.reinforced_feed import ReinforcedBatches
+
+        return ReinforcedBatches(work, cfg, Sampler(work.data.pairs))
+    return Batches(work, cfg, Sampler(work.data.pairs), out)
 
 
 class Batches:
@@ -41,6 +53,7 @@ class Batches:
     def __init__(self, work: Work, cfg: "Config", sampler: Sampler, out: Path) -> None:
         self.work, self.cfg, self.sampler = work, cfg, sampler
         self.store: EmbeddingStore | None = None
+        self.widths: tuple[int, ...] = (work.teacher.model.config.embed_dim,)
         self.scale = teacher_scales(cfg.teacher_scale, [scale_of(work)])[0]
         if cfg.languages:
             check_languages(sampler, cfg.languages)
@@ -62,7 +75,7 @@ class Batches:
             parameters = cfg.augment.draw(len(indices), generator)
         vision = student.model.config.vision
         phase = phase_at(cfg.phases, step / cfg.steps, vision)
-        keep = _own_patches(phase, len(indices), vision, generator, work.device)
+        keep = own_patches(phase, len(indices), vision, generator, work.device)
         indices, captions, parameters = indices[own], captions[own], parameters[own]
         images = work.data.pairs.images[indices].to(work.device)
         parameters = parameters.to(work.device)
@@ -130,9 +143,10 @@ def masked_patches(
     return None if kept is None else kept[parallel.own_rows(cfg.batch_size)].to(device)
 
 
-def _own_patches(
+def own_patches(
     phase: Phase, num: int, vision: VisionConfig, generator: Generator, device: str
 ) -> Tensor | None:
+    """This process's share of the random patches that a phase keeps: [b, M], or None for all."""
     keep = kept_patches(phase, num, vision, generator)
     return None if keep is None else keep[parallel.own_rows(num)].to(device)
 

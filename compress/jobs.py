@@ -72,8 +72,21 @@ class _Models:
         device = self.recipe.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        seed = self.recipe.seed
-        return Work(self.get(folder), self.get(TEACHER), self.data, device, seed)
+        data, store = self._made_before(folder)
+        return Work(
+            self.get(folder), self.get(TEACHER), data, device, self.recipe.seed, store=store
+        )
+
+    def _made_before(self, folder: str) -> tuple[Data, Path | None]:
+        """The data as a curate stage left it, and the latest reinforced store, up to a stage."""
+        data, store = self.data, None
+        for stage in sorted(self.out.glob("[0-9][0-9]-*")):
+            if stage.name <= folder:
+                if (stage / "curated.tar").exists():
+                    data = replace(self.data, train=[stage / "curated.tar"])
+                if (stage / "store/store.json").exists():
+                    store = stage / "store"
+        return data, store
 
 
 def _open_teacher(models: _Models, folder: Path) -> None:

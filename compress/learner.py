@@ -42,14 +42,16 @@ class Batch:
 
 
 class Learner(nn.Module):
-    """Student, helpers of losses, moving average and masks -> the loss of a batch."""
+    """Student, helpers of losses, moving average and masks -> the loss of a batch.
 
-    def __init__(self, clip: Clip, cfg: Any, teachers: tuple[Clip, ...], whole: ClipConfig) -> None:
+    widths: the teachers' embedding widths. whole: the structure that a budget counts from.
+    """
+
+    def __init__(self, clip: Clip, cfg: Any, widths: tuple[int, ...], whole: ClipConfig) -> None:
         super().__init__()
         student = clip.model
         self.cfg, self.clip = cfg, clip
         self.student = student
-        widths = tuple(t.model.config.embed_dim for t in teachers)
         self.parts = Parts(cfg, student.config.embed_dim, widths)
         self.language = None
         if cfg.used("masked_language"):

@@ -18,7 +18,7 @@ from compress import parallel
 from compress.batches import NameBank, Sampler, embed_names
 from compress.clip import Clip, build
 from compress.data.augment import Augment
-from compress.feed import Batches, Feed
+from compress.feed import Feed, open_feed
 from compress.learner import Batch, Learner
 from compress.masks import Inherit
 from compress.objective import ALONE, Objective
@@ -39,9 +39,17 @@ class Config(Training, Objective):
     """Fixed logit scale of the student, TinyCLIP's 50; null learns it from the teacher's."""
     teacher_scale: Annotated[float, Field(gt=0)] | tuple[float, ...] | None = 50.0
     """Fixed logit scale of the teacher, or one for each; null takes the teachers' own."""
-    teacher: Literal["online", "stored"] = "stored"
+    teacher: Literal["online", "stored", "reinforced"] = "stored"
     """online: the teacher embeds each step's images. stored: it embeds `views` augmentations of
-    each image once, before training; the student replays those augmentations."""
+    each image once, before training; the student replays those augmentations. reinforced: the store
+    that a reinforce stage has made, of several teachers and with synthetic captions."""
+    store: Path | None = None
+    """The reinforced store of another run; by default that of an earlier stage of this one."""
+    store_digest: str | None = None
+    """Refuse any other reinforced store than the one of this digest (`pocketclip store doctor`)."""
+    synthetic: Literal["sum", "mix", "none"] = "sum"
+    """Synthetic captions of a reinforced store. sum: the losses with real and with synthetic
+    captions are added (MobileCLIP). mix: either of them, at random. none: real captions only."""
     views: int = Field(default=4, ge=1)
     """Stored augmentations of each image."""
     augment: Augment = Augment()
@@ -78,6 +86,8 @@ class Config(Training, Objective):
         if self.inherit and self.inherit.prune_step >= self.steps:
             given = f"inherit.prune_step ({self.inherit.prune_step})"
             raise ValueError(f"{given} must come before the last of {self.steps} steps")
+        if self.used("bank") and self.teacher == "reinforced":
+            raise ValueError("bank needs the teacher itself: teacher: online or stored")
         if self.inherit and self.strategy == "fsdp2":
             raise ValueError("inherit cannot prune weights that fsdp2 has sharded: use ddp")
         return self
@@ -92,9 +102,9 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
     if cfg.needs_teacher:
         work.teacher.model.to(work.device)
     check_phases(cfg.phases, student.model.config.vision, "distill")
-    feed: Feed = Batches(replace(work, clip=student), cfg, Sampler(work.data.pairs), out)
+    feed = open_feed(replace(work, clip=student), cfg, out)
     _start_scale(student, work.teacher, cfg)
-    learner = Learner(student, cfg, (work.teacher,), work.teacher.model.config).to(work.device)
+    learner = Learner(student, cfg, feed.widths, work.teacher.model.config).to(work.device)
     train(learner, feed, work, cfg, out)
     state = {n: parallel.whole(t).cpu() for n, t in learner.student.state_dict().items()}
     work.teacher.model.cpu()
