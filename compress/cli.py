@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from compress import cli_store
 from compress.errors import GateFailed, PocketclipError
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a gate failed, 2 bad input, 130 interrupted. "
     "--debug, anywhere, shows the traceback of an error.",
 )
+app.add_typer(cli_store.app, name="store")
 console = Console(highlight=False)
 
 RecipeFile = Annotated[

@@ -18,13 +18,15 @@ from compress.data.store import EmbeddingStore, open_store
 from compress.errors import PocketclipError
 from compress.learner import Batch
 from compress.losses import TeacherFeatures
-from compress.model import VisionConfig
 from compress.phases import Phase, kept_patches, phase_at
+from compress.structure import UpstreamVision, VisionConfig
 from compress.train import autocast, step_generator
 from compress.work import Work
 
 if TYPE_CHECKING:
     from compress.stages.distill import Config
+
+Vision = VisionConfig | UpstreamVision
 
 
 class Feed(Protocol):
@@ -133,7 +135,7 @@ def teacher_scales(
 
 
 def masked_patches(
-    cfg: "Config", phase: Phase, vision: VisionConfig, generator: Generator, device: str
+    cfg: "Config", phase: Phase, vision: Vision, generator: Generator, device: str
 ) -> Tensor | None:
     """This process's patches to keep for `masked_feature`: [b, M]; None where it is not used."""
     if not cfg.used("masked_feature"):
@@ -144,7 +146,7 @@ def masked_patches(
 
 
 def own_patches(
-    phase: Phase, num: int, vision: VisionConfig, generator: Generator, device: str
+    phase: Phase, num: int, vision: Vision, generator: Generator, device: str
 ) -> Tensor | None:
     """This process's share of the random patches that a phase keeps: [b, M], or None for all."""
     keep = kept_patches(phase, num, vision, generator)

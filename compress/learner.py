@@ -18,9 +18,10 @@ from compress.clip import Clip, build
 from compress.errors import PocketclipError
 from compress.losses import TeacherFeatures
 from compress.masks import Masks, attach_, pruned
-from compress.model import ClipConfig, ClipModel
+from compress.model import ClipModel, plain_image_tower, plain_text_tower
 from compress.objective import weight_at
 from compress.optimizers import Cut
+from compress.structure import ClipConfig
 from compress.terms import Features, Parts, Terms, weighted_terms
 from compress.token_losses import MaskedLanguage, text_hidden, unit_image_tokens, unit_text_tokens
 
@@ -55,7 +56,8 @@ class Learner(nn.Module):
         self.parts = Parts(cfg, student.config.embed_dim, widths)
         self.language = None
         if cfg.used("masked_language"):
-            self.language = MaskedLanguage(student.text, student.config.embed_dim)
+            text = plain_text_tower(student, "distill.masked_language")
+            self.language = MaskedLanguage(text, student.config.embed_dim)
         self.momentum: ClipModel | None = None
         if cfg.needs_momentum or cfg.removal:
             self.momentum = copy.deepcopy(student).requires_grad_(False)
@@ -136,8 +138,10 @@ class Learner(nn.Module):
     def _token_level(self, batch: Batch, done: float) -> tuple[Tensor, Tensor, Terms]:
         """Embeddings and the losses on tokens, from the same forward passes."""
         student, cfg, extra = self.student, self.cfg, Terms()
-        u, patches = unit_image_tokens(student.image, batch.pixels, batch.keep)
-        v, words, real = unit_text_tokens(student.text, batch.tokens)
+        image = plain_image_tower(student, "distill: a loss on tokens")
+        text = plain_text_tower(student, "distill: a loss on tokens")
+        u, patches = unit_image_tokens(image, batch.pixels, batch.keep)
+        v, words, real = unit_text_tokens(text, batch.tokens)
         if weight_at(cfg.matching, done):
             scale = cfg.scale or student.logit_scale.exp().clamp(max=100.0)
             gathered = [parallel.gather(x) for x in (patches, words, real.float())]
@@ -146,9 +150,9 @@ class Learner(nn.Module):
             )
         if self.language is not None and weight_at(cfg.masked_language, done):
             masked_tokens, masked = self.language.hide(batch.tokens, real)
-            with self.language.fused(student.text, u):
-                hidden = text_hidden(student.text, masked_tokens)
-            logits = self.language(hidden, student.text.token.weight)
+            with self.language.fused(text, u):
+                hidden = text_hidden(text, masked_tokens)
+            logits = self.language(hidden, text.token.weight)
             extra["masked_language"] = losses.masked_language(logits, batch.tokens, masked)
         return u, v, extra
 

@@ -17,9 +17,13 @@ from torch import Tensor, nn
 
 from compress.clip import build
 from compress.errors import PocketclipError
-from compress.model import ClipConfig, ClipModel, TowerConfig
+from compress.layers import Block
+from compress.model import ClipModel, ImageTower, TextTower, plain_image_tower, plain_text_tower
 from compress.nn import hard_concrete
 from compress.optimizers import Cut, cut
+from compress.structure import ClipConfig, TextConfig, TowerConfig, VisionConfig
+
+PLACE = "distill.inherit"
 
 
 class Inherit(BaseModel):
@@ -81,10 +85,11 @@ class Masks(nn.Module):
     def __init__(self, config: ClipConfig, cfg: Inherit, whole: ClipConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.image, self.text = TowerMasks(config.vision), TowerMasks(config.text)
+        vision, text = plain_configs(config)
+        self.image, self.text = TowerMasks(vision), TowerMasks(text)
         self.multipliers = nn.Parameter(torch.full((2,), 10.0))
-        self.total = prunable_size(whole.vision) + prunable_size(whole.text)
-        now = prunable_size(config.vision) + prunable_size(config.text)
+        self.total = sum(prunable_size(tower) for tower in plain_configs(whole))
+        now = prunable_size(vision) + prunable_size(text)
         self.start = 1 - now / self.total
 
     def draw(self) -> None:
@@ -143,13 +148,13 @@ class MaskedNorm(nn.LayerNorm):
 
 def attach_(model: ClipModel, masks: Masks) -> None:
     """Let the masks act on a model in place; names of its parameters stay."""
-    for tower, own in ((model.image, masks.image), (model.text, masks.text)):
-        _check(tower)
+    for tower, own in zip(plain_towers(model), (masks.image, masks.text), strict=True):
         for name, module in list(tower.named_modules()):
             if isinstance(module, nn.LayerNorm):
                 parent, _, last = name.rpartition(".")
                 setattr(tower.get_submodule(parent), last, MaskedNorm(module, own))
         for layer, block in enumerate(tower.blocks):
+            assert isinstance(block, Block)
             block.attention.out.register_forward_pre_hook(partial(_mask_heads, own, layer))
             block.mlp.down.register_forward_pre_hook(partial(_mask_mlp, own, layer))
 
@@ -234,14 +239,35 @@ def _block_rule(
         return (soft,)
     if name.startswith(("norm1.", "norm2.")):
         return (hard,)
-    whole = {"attention.qkv": (heads > 0).to(soft.dtype).repeat(3), "mlp.up": (mlp > 0).to(soft)}
+    whole = {
+        "attention.qkv": (heads > 0).to(soft.dtype).repeat(3),
+        "mlp.up": (mlp > 0).to(soft.dtype),
+    }
     rows = whole[name.rpartition(".")[0]]
     return (rows, hard) if rest else (rows,)
 
 
-def _check(tower: nn.Module) -> None:
-    if not all(hasattr(block, "attention") for block in getattr(tower, "blocks", [tower])):
-        raise PocketclipError(
-            f"distill.inherit needs plain transformer towers; this is {type(tower).__name__}: "
-            "leave it out, or inherit by hand with the inherit stage"
-        )
+def plain_towers(model: ClipModel) -> tuple[ImageTower, TextTower]:
+    """Both towers, if automatic inheritance knows how to cut them; else PocketclipError."""
+    plain_configs(model.config)
+    return plain_image_tower(model, PLACE), plain_text_tower(model, PLACE)
+
+
+def plain_configs(config: ClipConfig) -> tuple[VisionConfig, TextConfig]:
+    """Both towers' structures: pre-norm transformers of which only layer norms read the stream."""
+    vision, text = config.vision, config.text
+    if isinstance(vision, VisionConfig) and isinstance(text, TextConfig):
+        odd = [
+            vision.post_norm or text.post_norm,
+            vision.projection != "linear" or text.projection != "linear",
+            vision.projection_bias or text.projection_bias,
+            vision.pooling == "attention" or vision.norm_after_pooling,
+            not vision.norm_before_pooling or not text.final_norm,
+            text.embedding_norm or text.class_token,
+        ]
+        if not any(odd):
+            return vision, text
+    raise PocketclipError(
+        f"{PLACE} needs two pre-norm transformers with linear projections (CLIP's own design): "
+        "leave it out, and inherit by hand with the inherit stage"
+    )

@@ -105,7 +105,8 @@ def shard_(model: nn.Module) -> nn.Module:
 
     towers = [module for name, module in model.named_modules() if name in TOWERS]
     for tower in towers:
-        for block in tower.get_submodule("blocks").children():
+        blocks = [child for name, child in tower.named_children() if name == "blocks"]
+        for block in blocks[0].children() if blocks else ():
             fully_shard(block)
         fully_shard(tower)
     return model

@@ -6,7 +6,8 @@ Shapes: B batch, N patches, T tokens (class token included), H heads, K head wid
 import torch
 from torch import Tensor, nn
 
-from compress.model import Attention, ImageTower
+from compress.layers import Attention
+from compress.model import ImageTower
 
 
 @torch.no_grad()

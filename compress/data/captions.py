@@ -51,7 +51,9 @@ def captions_of(
     if cfg.source == "own":
         return [(captions[:1], captions[1 : 1 + cfg.num]) for captions in own]
     if cfg.source == "file":
-        found = _read(cfg.file)
+        if cfg.file is None:
+            raise PocketclipError("reinforce.captions.file: `source: file` needs the file's path")
+        found = _read(cfg.file, cfg.file.stat().st_mtime_ns)
         keys = [pairs.keys[index] for index in indices]
         missing = [key for key in keys if not found.get(key)]
         if missing:
@@ -63,9 +65,8 @@ def captions_of(
 
 
 @lru_cache(maxsize=2)
-def _read(path: Path | None) -> dict[str, list[str]]:
-    if path is None:
-        raise PocketclipError("reinforce.captions.file: `source: file` needs the file's path")
+def _read(path: Path, changed: int) -> dict[str, list[str]]:
+    """Captions by key; `changed`, the time of the last change, makes a new file be read anew."""
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":

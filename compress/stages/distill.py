@@ -21,6 +21,7 @@ from compress.data.augment import Augment
 from compress.feed import Feed, open_feed
 from compress.learner import Batch, Learner
 from compress.masks import Inherit
+from compress.model import plain_image_tower
 from compress.objective import ALONE, Objective
 from compress.phases import Phase, check_phases
 from compress.removal import attended
@@ -155,7 +156,7 @@ class Banks:
 def _attentive(learner: Learner, batch: Batch) -> Batch:
     """The batch with the patches kept that the moving average attends to."""
     assert learner.momentum is not None and batch.keep is not None
-    tower = learner.momentum.image
+    tower = plain_image_tower(learner.momentum, "distill.removal")
     return replace(batch, keep=attended(tower, batch.pixels, batch.keep.shape[1]))
 
 
