@@ -42,6 +42,10 @@ class Feed(Protocol):
 
 def open_feed(work: Work, cfg: "Config", out: Path) -> "Feed":
     """The source that the settings ask for."""
+    if cfg.stream is not None:
+        from compress.stream_feed import StreamedBatches
+
+        return StreamedBatches(work, cfg, cfg.stream)
     if cfg.teacher == "reinforced":
         from compress.reinforced_feed import ReinforcedBatches
 

@@ -25,6 +25,7 @@ from compress.model import plain_image_tower
 from compress.objective import ALONE, Objective
 from compress.phases import Phase, check_phases
 from compress.removal import attended
+from compress.stream_feed import Stream
 from compress.train import Training, autocast, bank_fits_checkpoints, fit
 from compress.work import Work
 
@@ -48,6 +49,9 @@ class Config(Training, Objective):
     """The reinforced store of another run; by default that of an earlier stage of this one."""
     store_digest: str | None = None
     """Refuse any other reinforced store than the one of this digest (`pocketclip store doctor`)."""
+    stream: Stream | None = None
+    """Read shards while training instead of decoding them into memory: large data sets, with the
+    teacher online, or DataCompDR's reinforced shards."""
     synthetic: Literal["sum", "mix", "none"] = "sum"
     """Synthetic captions of a reinforced store. sum: the losses with real and with synthetic
     captions are added (MobileCLIP). mix: either of them, at random. none: real captions only."""
@@ -87,8 +91,10 @@ class Config(Training, Objective):
         if self.inherit and self.inherit.prune_step >= self.steps:
             given = f"inherit.prune_step ({self.inherit.prune_step})"
             raise ValueError(f"{given} must come before the last of {self.steps} steps")
-        if self.used("bank") and self.teacher == "reinforced":
-            raise ValueError("bank needs the teacher itself: teacher: online or stored")
+        if self.used("bank") and (self.teacher == "reinforced" or self.stream):
+            raise ValueError("bank needs the teacher itself, and pairs in memory")
+        if self.stream and self.languages:
+            raise ValueError("languages need pairs in memory, with labels")
         if self.inherit and self.strategy == "fsdp2":
             raise ValueError("inherit cannot prune weights that fsdp2 has sharded: use ddp")
         return self
