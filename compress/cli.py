@@ -49,7 +49,7 @@ def run(recipe: RecipeFile, out: Out = None, overrides: Overrides = None) -> Non
     from compress import runner
 
     loaded = recipes.load(recipe, overrides)
-    runner.run(loaded, out or Path("runs") / loaded.name, say)
+    runner.run_on_all(loaded, out or Path("runs") / loaded.name, say)
 
 
 @app.command()

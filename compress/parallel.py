@@ -6,6 +6,7 @@ weights is exactly that of one process with the whole batch.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,6 +57,22 @@ def own_rows(num: int) -> slice:
         raise PocketclipError(f"batch_size {num} cannot be shared evenly by {size()} processes")
     share = num // size()
     return slice(rank() * share, (rank() + 1) * share)
+
+
+def announce(message: Any = None) -> Any:
+    """The first process's message, in every process."""
+    box = [message]
+    if size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def once(make: Callable[[], None]) -> None:
+    """Let the first process make something, and the others wait until it is there."""
+    if rank() == 0:
+        make()
+    if size() > 1:
+        dist.barrier()
 
 
 class _Gather(torch.autograd.Function):

@@ -46,7 +46,9 @@ def test_two_processes_give_the_gradients_of_one(
     shared = torch.load(tmp_path / f"gradients-{strategy}-2.pt", weights_only=True)
     assert shared.keys() == alone.keys() and len(alone) > 50
     for name, gradient in alone.items():
-        torch.testing.assert_close(shared[name], gradient, rtol=0, atol=1e-5, msg=name)
+        largest = max(1.0, float(gradient.abs().max()))
+        worst = float((shared[name] - gradient).abs().max())
+        assert worst <= 1e-5 * largest, name
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

@@ -8,6 +8,7 @@ K.jpg and K.txt. The teachers' vectors stand side by side in one row, each of un
 import gzip
 import io
 import json
+import pickle
 import tarfile
 import zipfile
 import zlib
@@ -28,7 +29,10 @@ from compress.data.shards import IMAGE_SUFFIXES, OPENERS, UNREADABLE, shard_key
 from compress.errors import PocketclipError
 
 IMAGES, TEXTS, SUFFIX = "image_emb", "text_emb", "_emb"
-UNSOUND = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
+UNSOUND = (
+    ValueError, KeyError, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile,
+    pickle.UnpicklingError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
