@@ -77,7 +77,7 @@ def test_sources_are_mixed_by_their_weights(work: Work, tmp_path: Path) -> None:
 def test_bad_samples_are_replaced_within_their_budget(work: Work, tmp_path: Path) -> None:
     path = shard(tmp_path / "a.tar", 4, bad=2)
     sources = (StreamSource(shards=(str(path),)),)
-    feed = streamed(work, tmp_path, Stream(sources=sources, bad_samples=1))
+    feed = streamed(work, tmp_path, Stream(sources=sources, bad_samples=1), steps=1)
     assert len(feed.at(0).pixels) == 4 and len(feed.bad.skipped) == 1
     with pytest.raises(PocketclipError, match=r"not a whole image.*\n.*1 bad sample"):
         streamed(work, tmp_path, Stream(sources=sources)).at(0)

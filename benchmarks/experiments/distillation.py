@@ -42,13 +42,12 @@ SHARED = {
     "batch_size": 512, "optimizer": "muon", "lr": 2.5e-3, "weight_decay": 0.05, "warmup_steps": 10,
     "augment": {"hue": 0.05, "saturation": 0.35, "grey": 0.05}, "checkpoint_every": 1000,
     "phases": [{"until": 0.6, "image_size": 32}, {"until": 0.8, "image_size": 64, "keep": 0.5}],
-    "template_captions": False,
 }  # fmt: skip
 PLAIN = {"affinity": 0.0, "clip": 1.0, "scale": None, "teacher": "online"}
-AFFINITY = {"affinity": 1.0, "teacher": "reinforced", "synthetic": "none"}
+AFFINITY = {"affinity": 1.0, "teacher": "reinforced", "synthetic": "mix"}
 MIX = {
     "affinity": 0.0, "clip": 1.0, "divergence": 1.0, "feature": 3.90625 * 2, "interactive": 1.0,
-    "scale": None, "teacher_scale": None, "teacher": "reinforced", "synthetic": "none",
+    "scale": None, "teacher_scale": None, "teacher": "reinforced", "synthetic": "mix",
 }  # fmt: skip
 REINFORCED = {"affinity": 1.0, "teacher": "reinforced", "synthetic": "sum"}
 BEST = {"affinity": 1.0, "feature": 5.0, "teacher": "reinforced", "synthetic": "sum"}
