@@ -166,7 +166,7 @@ def test_moments_are_cut_as_the_weights_are(work: Work, tmp_path: Path) -> None:
 
 def test_progressive_stages_count_from_the_recipes_model(work: Work, tmp_path: Path) -> None:
     sizes = []
-    for stage, keep in enumerate((0.75, 0.4)):
+    for stage, keep in enumerate((0.75, 0.15)):
         inherit = Inherit(keep=keep, prune_step=25, ramp_steps=15, lr=0.5)
         cfg = distill.Config(steps=27, inherit=inherit, **SHORT)
         work = distill.run(work, cfg, tmp_path / str(stage))
@@ -174,7 +174,7 @@ def test_progressive_stages_count_from_the_recipes_model(work: Work, tmp_path: P
         sizes.append(prunable_size(config.vision) + prunable_size(config.text))
     whole = work.teacher.model.config
     total = prunable_size(whole.vision) + prunable_size(whole.text)
-    assert sizes[0] / total < 0.85 and sizes[1] / total < 0.5 and sizes[1] < sizes[0]
+    assert sizes[0] / total < 0.85 and sizes[1] / total < 0.25 and sizes[1] < sizes[0]
 
 
 def test_towers_of_another_design_are_refused() -> None:
