@@ -4,7 +4,7 @@ Shapes: Q queries, C candidates, E embedding.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -143,7 +143,9 @@ def _sound(embeddings: Tensor, place: str) -> None:
         raise GateFailed(f"{place}: outputs have length {length.min():.4f} to {length.max():.4f}")
 
 
-def _gate(figures: Agreement, min_cosine: float, place: str, where: Callable[[], str]) -> None:
+def _gate(
+    figures: Mapping[str, float], min_cosine: float, place: str, where: Callable[[], str]
+) -> None:
     worst = figures["worst_cosine"]
     if math.isnan(worst) or worst < min_cosine:
         raise GateFailed(

@@ -81,7 +81,7 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
             path = folder / f"{tower}.tflite"
             convert(clip, tower, cfg.batch, path)
             if cfg.precision != "fp32":
-                rows = samples and samples.rows(tower)
+                rows = samples.rows(tower) if samples else None
                 path.write_bytes(quantize(path.read_bytes(), cfg.batch, rows))
 
 
