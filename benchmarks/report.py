@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from benchmarks import charts, details, model_card, story
+from benchmarks import charts, compatibility, details, model_card, story
 from benchmarks.labels import describe_metric, formats, name_of
 from compress import atomic
 from compress.errors import PocketclipError
@@ -61,6 +61,7 @@ def context(run_dir: Path) -> dict[str, Any]:
         "sizes": _sizes(artifacts),
         "latencies": _latencies(artifacts),
         "splits": _splits(artifacts),
+        "compatibility": compatibility.rows(artifacts),
         "unavailable": [a for a in artifacts if a["unavailable"]],
         "files": _files(run_dir),
     }

@@ -19,6 +19,9 @@ METRICS = (
     "teacher_image_cosine",
     "teacher_text_cosine",
     "teacher_overlap10",
+    "index_text_to_image_r10",
+    "index_image_to_text_r10",
+    "index_overlap10",
 )
 TIMES = (
     "p50_ms",

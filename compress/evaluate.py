@@ -4,6 +4,7 @@
 does both steps for one split.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,9 @@ def measure(
     `top1`, `top5` (absent without classes), `image_to_text_r1/r5/r10`, `text_to_image_r1/r5/r10`
     and, with the teacher's embeddings of the same split, `teacher_top1_agreement`,
     `teacher_image_cosine` and `teacher_text_cosine` (absent where the widths differ) and
-    `teacher_overlap10` (share of the ten nearest captions of an image that both find).
+    `teacher_overlap10` (share of the ten nearest captions of an image that both find). Where widths
+    agree, also what new queries find in the teacher's vectors: `index_text_to_image_r10`,
+    `index_image_to_text_r10`, and `index_overlap10` (share of the ten pictures that stay).
     """
     split = embeddings.split
     row: dict[str, Any] = {
@@ -65,11 +68,24 @@ def _samples(own: Embeddings, teacher: Embeddings | None) -> list[dict[str, Doub
         if own.images.shape == teacher.images.shape:
             images["teacher_image_cosine"] = (own.images * teacher.images).sum(axis=1)
             captions["teacher_text_cosine"] = (own.captions * teacher.captions).sum(axis=1)
+            _on_old_index(images, captions, own, teacher)
         if len(own.classes):
             first = [top_items(e.images, e.classes, 1)[:, 0] for e in (own, teacher)]
             agree = (first[0] == first[1])[own.split.labels >= 0]
             labelled["teacher_top1_agreement"] = agree.astype(float)
     return [samples for samples in (labelled, images, captions) if samples]
+
+
+def _on_old_index(
+    images: dict[str, Doubles], captions: dict[str, Doubles], own: Embeddings, old: Embeddings
+) -> None:
+    """Add what searches give whose index holds the old model's vectors and whose query is new."""
+    texts_on_old = replace(old, captions=own.captions)
+    images_on_old = replace(old, images=own.images)
+    captions["index_text_to_image_r10"] = (text_to_image_ranks(texts_on_old) < 10).astype(float)
+    images["index_image_to_text_r10"] = (image_to_text_ranks(images_on_old) < 10).astype(float)
+    nearest = [top_items(queries, old.images, 10) for queries in (own.captions, old.captions)]
+    captions["index_overlap10"] = overlap(*nearest)
 
 
 def _same_questions(own: Embeddings, teacher: Embeddings) -> None:

@@ -220,3 +220,25 @@ def test_concept_outside_the_class_list_is_named():
     data.evaluate["val"].concepts[3] = "1f600"
     with pytest.raises(PocketclipError, match="split 'val': concept '1f600'"):
         read_split(data, "val", Config())
+
+
+def test_old_index_is_asked_with_new_queries():
+    """Pictures of the old model, captions of the new: against a slow loop over both."""
+    data, cfg = numbers(), Config()
+    old = embed(Shade(0.3, 1), CLIP, data, cfg, **QUIET)["val"]
+    new = embed(Shade(0.3, 2), CLIP, data, cfg, **QUIET)["val"]
+    row = measure(new, cfg, old)
+    hits, same = [], []
+    for caption, (fresh, stale) in enumerate(zip(new.captions, old.captions)):
+        ten = sorted(range(24), key=lambda i: -float(fresh @ old.images[i]))[:10]
+        before = sorted(range(24), key=lambda i: -float(stale @ old.images[i]))[:10]
+        right = [i for i in ten if old.split.caption_groups[caption, old.split.groups[i]]]
+        hits.append(bool(right))
+        same.append(len(set(ten) & set(before)) / 10)
+    assert row["index_text_to_image_r10"] == pytest.approx(np.mean(hits))
+    assert row["index_overlap10"] == pytest.approx(np.mean(same))
+    assert measure(old, cfg, old)["index_text_to_image_r10"] == row_of(old, cfg)
+
+
+def row_of(embeddings, cfg):
+    return measure(embeddings, cfg)["text_to_image_r10"]
