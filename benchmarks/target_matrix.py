@@ -1,0 +1,85 @@
+"""docs/targets.md: what was exported where, made from benchmarks/results/targets.json alone."""
+
+from typing import Any
+
+from benchmarks.labels import TARGETS
+
+HEAD = """\
+# Targets
+
+Each model exported to each target by the exporters' own contract: written, opened in its runtime,
+compared with the torch model on generated pictures and texts, its goldens replayed. A figure is the
+worst cosine to the torch model over all of them; a word is explained below the table. Models of
+open_clip have random weights here: they show that a shape converts.
+"""
+WORDS = {
+    "unavailable": "not here",
+    "refused": "refused",
+    "crashed": "crashed",
+    "no source": "no model",
+}
+
+
+def page(result: dict[str, Any]) -> str:
+    """The whole page: claims, one table per tower, reasons, where the figures are from."""
+    rows = result["rows"]
+    sources = list(dict.fromkeys(row["source"] for row in rows))
+    parts = [HEAD, *_claims(result["claims"])]
+    reasons: dict[str, int] = {}
+    for tower in ("image", "text"):
+        parts += [f"\n## {tower.capitalize()} towers\n"]
+        parts += ["| target | precision | " + " | ".join(sources) + " |"]
+        parts += ["|---|---|" + "---:|" * len(sources)]
+        cases = dict.fromkeys((row["target"], row["precision"]) for row in rows)
+        for target, precision in cases:
+            cells = [_cell(rows, source, target, precision, tower, reasons) for source in sources]
+            name = TARGETS.get(target, target)
+            parts.append(f"| {name} | {precision or ''} | " + " | ".join(cells) + " |")
+    if reasons:
+        parts.append("\n## Reasons\n")
+        parts += [f"{number}. {reason}" for reason, number in reasons.items()]
+    machine, versions = result["machine"], result["versions"]
+    packages = ", ".join(f"{name} {number}" for name, number in versions.items())
+    parts.append(
+        f"\n`{result['command']}`, {result['date']}, {machine['cores']} cores of "
+        f"{machine['cpu']}; {packages}: `benchmarks/results/targets.json`.\n"
+    )
+    return "\n".join(parts)
+
+
+def _claims(claims: list[dict[str, Any]]) -> list[str]:
+    lines = ["| figure | goal | measured | |", "|---|---:|---:|---|"]
+    shows = {"fraction": "{:.0%}", "ratio": "{:.1f}x", "seconds": "{:.0f} s"}
+    for claim in claims:
+        show = shows[claim["unit"]].format
+        sign = "at least" if claim["better"] == "higher" else "at most"
+        verdict = "" if claim["holds"] else "falls short"
+        lines.append(
+            f"| {claim['name']} | {sign} {show(claim['goal'])} | {show(claim['value'])} | "
+            f"{verdict} |"
+        )
+    return lines
+
+
+def _cell(
+    rows: list[dict[str, Any]],
+    source: str,
+    target: str,
+    precision: str | None,
+    tower: str,
+    reasons: dict[str, int],
+) -> str:
+    key = (source, target, precision, tower)
+    names = ("source", "target", "precision", "tower")
+    row = next((r for r in rows if tuple(r[name] for name in names) == key), None)
+    if row is None:
+        return ""
+    mark = ""
+    if row["reason"]:
+        # A gate names its tower and figures: the same words are one reason.
+        mark = f" [{reasons.setdefault(row['reason'], len(reasons) + 1)}]"
+    if not row["passed"]:
+        return f"{WORDS[row['kind']]}{mark}"
+    parts = (row.get("runtime") or {}).get("delegates")
+    pieces = f", {parts} delegates" if parts else ""
+    return f"{row['worst_cosine']:.5f}{pieces}{mark}"
