@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
+from compress.nn.fake import RoundedLinear
+
 if TYPE_CHECKING:
     from compress.layers import Attention
 
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 def weight(attention: "Attention", part: int) -> Tensor:
     """Query, key or value weights (part 0, 1, 2) by head: [H, C, D]."""
     inner = attention.heads * attention.head_width
-    rows = attention.qkv.weight[part * inner : (part + 1) * inner]
+    whole = attention.qkv
+    matrix = whole.rounded_weight() if isinstance(whole, RoundedLinear) else whole.weight
+    rows = matrix[part * inner : (part + 1) * inner]
     return rows.reshape(attention.heads, attention.head_width, -1)
 
 

@@ -1,6 +1,7 @@
 """Accuracy of each token reduction on the embedded teacher, training-free; for reduction.py."""
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -103,11 +104,15 @@ class Tasks:
         return (scores.argmax(dim=-1) == labels).float()
 
 
-def measure(folder: Path, tasks: Tasks, quick: bool) -> list[dict[str, Any]]:
-    """Rows of every arm and split, each arm kept in `folder` once measured."""
+def measure(
+    folder: Path, tasks: Tasks, quick: bool, chosen: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Rows of every arm (or of those named) and split, each kept in `folder` once measured."""
     vision = plain_vision(tasks.teacher.model.config, "reduction")
     rows = _kept(folder / "none.json", lambda: _arm(tasks, tasks.teacher, "none", None, 1.0))
     for name, cfg in arms(quick).items():
+        if chosen is not None and name not in chosen:
+            continue
         found = schedule(vision, cfg)
         share = share_of_macs(vision, found)
         torch.manual_seed(0)

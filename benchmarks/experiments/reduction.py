@@ -11,6 +11,7 @@ stay as they are in the results file.
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -40,14 +41,15 @@ BEST = "exact + guarded 0.45"
 Rows = list[dict[str, Any]]
 
 
-def measure(part: str, folder: Path, quick: bool, models: list[str]) -> Rows:
+def measure(
+    part: str, folder: Path, quick: bool, models: list[str], arms: list[str] | None
+) -> Rows:
     """The rows of one part."""
     tasks = accuracy.Tasks(64 if quick else None)
     if part == "accuracy":
-        return accuracy.measure(folder / "accuracy", tasks, quick)
+        return accuracy.measure(folder / "accuracy", tasks, quick, arms)
     if part == "latency":
-        arms = accuracy.arms(quick)
-        rows = latency.of_arms(folder / "arms", tasks.teacher, arms)
+        rows = latency.of_arms(folder / "arms", tasks.teacher, accuracy.arms(quick))
         return rows + latency.measure(folder / "latency", models, tasks.teacher.tokenizer, quick)
     if part == "exact":
         return exactness.measure(tasks.teacher, tasks.data)
@@ -196,6 +198,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"writes into {QUICK.name}")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--models", nargs="+", choices=latency.MODELS, default=list(latency.MODELS))
+    parser.add_argument("--arms", nargs="+", choices=list(accuracy.arms()), help="of accuracy")
     given = parser.parse_args()
     torch.set_num_threads(1)
     folder = QUICK if given.quick else RUNS
@@ -203,9 +206,9 @@ def main() -> None:
     kept = json.loads(path.read_text())["rows"] if path.exists() else []
     rows = [row for row in kept if row["part"] not in given.parts]
     for part in given.parts:
-        rows += measure(part, folder, given.quick, given.models)
+        rows += measure(part, folder, given.quick, given.models, given.arms)
     result: dict[str, Any] = {
-        "command": "python -m benchmarks.experiments.reduction" + " --quick" * given.quick,
+        "command": shlex.join(["python", "-m", "benchmarks.experiments.reduction", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.describe(),
         "versions": machine.versions(),

@@ -1,0 +1,48 @@
+"""Fewer tokens and exact passes first, then integers: every order of magnitude must still agree."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import tiny_clip
+
+from compress.clip import TorchEncoder, load, save
+from compress.stages import exact, prune_tokens, quantize
+from compress.work import Work
+from export import onnxruntime
+
+PIXELS = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def smaller(work: Work, tmp_path: Path) -> Work:
+    """A tower with fewer tokens and both last blocks for one token alone."""
+    deep = replace(work, clip=tiny_clip(layers=3))
+    pruned = prune_tokens.run(deep, prune_tokens.Config(keep=0.6, at=(0,)), tmp_path / "tokens")
+    return exact.run(pruned, exact.Config(classes=False), tmp_path / "exact")
+
+
+def test_a_reduced_tower_is_quantized_and_says_nearly_the_same(
+    smaller: Work, tmp_path: Path
+) -> None:
+    made = quantize.run(smaller, quantize.Config(), tmp_path / "quantize").clip
+    wanted = TorchEncoder(smaller.clip).encode_image(PIXELS)
+    found = TorchEncoder(made).encode_image(PIXELS)
+    assert float(F.cosine_similarity(found, wanted).min()) > 0.99
+    save(made, tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert torch.equal(TorchEncoder(again).encode_image(PIXELS), found)
+
+
+@pytest.mark.parametrize("scheme", [False, True])
+def test_its_int8_files_pass_parity(smaller: Work, tmp_path: Path, scheme: bool) -> None:
+    clip = smaller.clip
+    if scheme:
+        clip = quantize.run(smaller, quantize.Config(), tmp_path / "quantize").clip
+    folder = tmp_path / "bundle"
+    onnxruntime.write(clip, onnxruntime.Config(precision="int8", min_cosine=0.97), folder)
+    found = onnxruntime.load(folder).encode_image(PIXELS)
+    wanted = TorchEncoder(clip).encode_image(PIXELS)
+    assert float(F.cosine_similarity(found, wanted).min()) > 0.97
