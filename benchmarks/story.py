@@ -202,6 +202,7 @@ def stages(
             **_stage(folder.name, metrics.get("num_params"), figures, metric),
             "seconds": summary["seconds"].get(folder.name),
             "loss": _loss(folder / "log.jsonl"),
+            "tried": _tried(folder / "fallback.json"),
         }
         found.append(stage | _change(found[-1], stage))
     return found
@@ -243,7 +244,18 @@ def _stage(
         "accuracy_ci95": figures.get(f"{metric}_ci95"),
         "seconds": None,
         "loss": None,
+        "tried": [],
     }
+
+
+def _tried(path: Path) -> list[str]:
+    """What a quantization with gates tried, one line a step, with the reason for the next."""
+    if not path.exists():
+        return []
+    return [
+        f"{step['rung']}: {step['reason'] or 'taken'}"
+        for step in json.loads(path.read_text(encoding="utf-8"))
+    ]
 
 
 def _loss(path: Path) -> dict[str, Any] | None:

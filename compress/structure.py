@@ -231,3 +231,9 @@ def plain_text(config: ClipConfig, place: str) -> TextConfig:
     if isinstance(config.text, UpstreamText):
         raise PocketclipError(f"{place} needs a transformer text tower; this is {config.text.name}")
     return config.text
+
+
+def require_float(config: ClipConfig, place: str) -> None:
+    """Raise PocketclipError for a quantized model: `place` is the stage that changes shapes."""
+    if config.scheme is not None:
+        raise PocketclipError(f"{place}: the model is quantized; put this stage before quantize")

@@ -30,13 +30,15 @@ class IntegerLinear(nn.Module):
     weight_zero: Tensor
     bias: Tensor | None
 
-    def __init__(self, layer: RoundedLinear) -> None:
+    def __init__(self, layer: RoundedLinear, folded: bool) -> None:
         super().__init__()
+        self.folded = folded
         assert layer.codes is not None and isinstance(layer.input, ActRounding)
         shift = 0 if layer.input.symmetric else SIGNED
         self.step, self.zero = float(layer.input.scale), int(layer.input.zero) - shift
         self.low = -127 if layer.input.symmetric else -128
-        self.register_buffer("weight", layer.codes.codes(layer.weight).to(torch.int8))
+        codes = layer.codes.codes(layer.weight).to(torch.int8)
+        self.register_buffer("weight", codes if folded else layer.rounded_weight().detach())
         self.register_buffer("weight_scale", layer.codes.scale.detach().clone())
         zeros = torch.zeros(len(self.weight), dtype=torch.int64)
         self.register_buffer("weight_zero", zeros)
@@ -49,15 +51,21 @@ class IntegerLinear(nn.Module):
         limits = (self.low, 127, torch.int8)
         codes = ops.quantize_per_tensor(x, self.step, self.zero, *limits)
         rounded = ops.dequantize_per_tensor(codes, self.step, self.zero, *limits)
-        matrix = ops.dequantize_per_channel(
-            self.weight, self.weight_scale, self.weight_zero, 0, -127, 127, torch.int8
-        )
+        per_channel = (self.weight_scale, self.weight_zero, 0, -127, 127, torch.int8)
+        integers = self.weight
+        if not self.folded:
+            integers = ops.quantize_per_channel(integers, *per_channel)
+        matrix = ops.dequantize_per_channel(integers, *per_channel)
         return F.linear(rounded, matrix, self.bias)
 
 
 @torch.no_grad()
-def realise(clip: Clip, tower: str) -> tuple[nn.Module, dict[str, str]]:
-    """One tower with integer layers, and what is computed otherwise than the scheme says."""
+def realise(clip: Clip, tower: str, folded: bool = True) -> tuple[nn.Module, dict[str, str]]:
+    """One tower with integer layers, and what is computed otherwise than the scheme says.
+
+    folded: weights stand as int8 behind their dequantize operator, as ExecuTorch takes them; else
+    as floats in front of both operators, as LiteRT's converter does.
+    """
     # imported for its side effect: it defines quantized_decomposed
     import torch.ao.quantization.fx._decomposed  # noqa: F401
 
@@ -72,7 +80,7 @@ def realise(clip: Clip, tower: str) -> tuple[nn.Module, dict[str, str]]:
         layer = clip.model.get_submodule(name)
         if isinstance(layer, RoundedLinear) and runs(entry):
             parent, _, last = inside.rpartition(".")
-            setattr(module.get_submodule(parent), last, IntegerLinear(layer))
+            setattr(module.get_submodule(parent), last, IntegerLinear(layer, folded))
         elif not isinstance(layer, RoundedEmbedding) or entry.act_bits is not None:
             kind = "its weight rounded" if isinstance(layer, RoundedLinear | RoundedConv2d) else ""
             notes[name] = f"asked {entry.label} {entry.act}, runs in float {kind}".strip()

@@ -39,7 +39,7 @@ OUTLIERS = {"plain": dict(PLAIN), "cured": {}}
 UNIFORM = {"attention": True, "equalize": "none", "ranges": "percentile"}
 REPQ = {**UNIFORM, "family": "repq", "equalize": "repq"}
 ADALOG = {**UNIFORM, "family": "adalog", "equalize": "repq", "ranges": "mse"}
-RECONSTRUCTED = {**ADALOG, "reconstruction": {"iterations": 300}}
+RECONSTRUCTED = {**ADALOG, "reconstruction": {"iterations": 150, "batch_size": 16}}
 
 
 def _bits(bits: int, settings: dict[str, Any]) -> dict[str, Any]:

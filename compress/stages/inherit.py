@@ -21,6 +21,7 @@ from compress.structure import (
     VisionConfig,
     plain_text,
     plain_vision,
+    require_float,
 )
 from compress.work import Work
 
@@ -59,6 +60,7 @@ class Config(BaseModel):
 def run(work: Work, cfg: Config, out: Path) -> Work:
     """Cut `work.clip` to the shape asked for; the embedding width stays the teacher's."""
     source = work.clip.model
+    require_float(source.config, "inherit")
     config = shape(source.config, cfg)
     step = {"step": "inherit", "settings": cfg.model_dump(mode="json")}
     return replace(work, clip=work.clip.with_model(inherit(source, config, cfg.layer_rule), step))

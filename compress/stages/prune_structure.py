@@ -20,7 +20,7 @@ from compress.importance import Gates, Loss, Place
 from compress.model import ClipModel, plain_image_tower, plain_text_tower
 from compress.nn.slim import cheapest_to_lose, whole_heads
 from compress.stages import _costs
-from compress.structure import ClipConfig
+from compress.structure import ClipConfig, require_float
 from compress.train import step_generator
 from compress.work import Work
 
@@ -76,6 +76,7 @@ class Config(BaseModel):
 
 def run(work: Work, cfg: Config, out: Path) -> Work:
     """Blocks first, then heads and channels, then width; what stays is noted in out/kept.json."""
+    require_float(work.clip.model.config, "prune_structure")
     plain_image_tower(work.clip.model, "prune_structure")
     plain_text_tower(work.clip.model, "prune_structure")
     clip = work.clip

@@ -17,6 +17,7 @@ from compress.clip import build
 from compress.errors import PocketclipError
 from compress.model import ClipModel
 from compress.nn import vectors
+from compress.structure import require_float
 from compress.work import Work
 
 VERSION = 1
@@ -38,8 +39,7 @@ class Config(BaseModel):
 def run(work: Work, cfg: Config, out: Path) -> Work:
     """Cut `work.clip`'s embedding to `dim` dimensions."""
     model = work.clip.model
-    if model.config.scheme is not None:
-        raise PocketclipError("reduce_embedding: the model is quantized; put this stage before")
+    require_float(model.config, "reduce_embedding")
     width = model.config.embed_dim
     if cfg.dim > width:
         raise PocketclipError(f"reduce_embedding.dim: {cfg.dim} is more than the model's {width}")

@@ -1,12 +1,14 @@
 """Claims of hand-made rows, and the parts of the experiment that need no training."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import tiny_clip
 
+from benchmarks import story
 from benchmarks.experiments import _quantization_page as quantization_page
 from benchmarks.experiments._quantization_arms import EXECUTED, SIMULATED, with_outliers
 from benchmarks.experiments._quantization_claims import claims
@@ -91,3 +93,17 @@ def test_the_page_shows_the_committed_figures() -> None:
     assert quantization_page.insert(page, result) == page, (
         "run: -m benchmarks.experiments._quantization_page"
     )
+
+
+def test_the_report_says_what_was_tried_and_why(tmp_path: Path) -> None:
+    steps = [
+        {"rung": "static int8", "reason": "loses 2.0% of top-1, 0.3% allowed"},
+        {"rung": "dynamic int8", "reason": None},
+    ]
+    path = tmp_path / "fallback.json"
+    assert story._tried(path) == []
+    path.write_text(json.dumps(steps))
+    assert story._tried(path) == [
+        "static int8: loses 2.0% of top-1, 0.3% allowed",
+        "dynamic int8: taken",
+    ]

@@ -30,7 +30,7 @@ def test_integer_layers_equal_the_simulation(settings: dict[str, object], tmp_pa
         ("image", pixels, simulated.encode_image(pixels)),
         ("text", tokens, simulated.encode_text(tokens)),
     ):
-        module, notes = _decomposed.realise(clip, tower)
+        module, notes = _decomposed.realise(clip, tower, folded=tower == "text")
         with torch.no_grad():
             found = module(rows)
         assert torch.cosine_similarity(found, wanted, dim=-1).min() > 0.999

@@ -10,7 +10,7 @@ from tiny import tiny_clip
 from compress import calibrate
 from compress.errors import PocketclipError
 from compress.nn import vectors
-from compress.stages import quantize, reduce_embedding
+from compress.stages import inherit, quantize, reduce_embedding
 from compress.stages.reduce_embedding import Config
 from compress.work import Work
 
@@ -50,8 +50,10 @@ def test_what_cannot_be_cut_is_refused(work: Work, tmp_path: Path) -> None:
     with pytest.raises(PocketclipError, match="17 is more than the model's 16"):
         reduce_embedding.run(work, Config(dim=17), tmp_path)
     rounded = quantize.run(work, quantize.Config(), tmp_path).clip
-    with pytest.raises(PocketclipError, match="put this stage before"):
+    with pytest.raises(PocketclipError, match="put this stage before quantize"):
         reduce_embedding.run(replace(work, clip=rounded), Config(dim=4), tmp_path)
+    with pytest.raises(PocketclipError, match="inherit: the model is quantized"):
+        inherit.run(replace(work, clip=rounded), inherit.Config(), tmp_path)
     assert tiny_clip().model.config.embed_dim == 16
 
 
