@@ -17,6 +17,9 @@ from export import Unavailable
 
 CACHE = Path.home() / ".cache" / "pocketclip" / "npm"
 
+# Without a network, say so at once instead of after minutes of trying again.
+QUIETLY = ("--loglevel=error", "--fetch-retries=0", "--fetch-timeout=120000")
+
 # name -> version and the sha512 of its archive, as npm's own lock files state it
 PACKAGES = {
     "onnxruntime-web": (
@@ -55,11 +58,11 @@ def _fetch(name: str, folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise Unavailable(f"npm isn't installed; it fetches {name}")
-    command = [npm, "pack", name, "--silent", "--pack-destination", str(folder)]
+    command = [npm, "pack", name, *QUIETLY, "--pack-destination", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     archives = list(folder.glob("*.tgz"))
     if done.returncode or not archives:
-        reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["no answer"])[0]
         raise Unavailable(f"npm cannot fetch {name}: {reason}")
     return archives[0]
 

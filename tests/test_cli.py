@@ -179,3 +179,8 @@ def test_verify_prints_what_each_bundle_met(
 def test_verify_of_a_folder_without_bundle_is_bad_input(command: Command, tmp_path: Path) -> None:
     code, _, err = command("verify", tmp_path)
     assert code == 2 and "a bundle folder holds bundle.json" in err
+
+
+def test_serving_a_folder_without_a_page_is_a_mistake(command: Command, tmp_path: Path) -> None:
+    code, _, err = command("serve", tmp_path)
+    assert code == 2 and "no page there" in err

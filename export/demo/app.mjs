@@ -9,7 +9,7 @@ const SHOWN = 24;
 const LABELS = ["red apple", "dog", "car", "house", "a smiling face", "musical instrument"];
 const byId = id => document.getElementById(id);
 
-const state = { clip: null, sources: [], picture: null, search: 0, labelling: 0 };
+const state = { clip: null, sources: [], picture: null, search: 0, labelling: 0, busy: 0 };
 
 /** Settles when the model answers; tests wait for it. */
 globalThis.ready = start().catch(error => {
@@ -51,7 +51,7 @@ function describe(loaded, test) {
 
 // Search
 
-async function search(embed, what) {
+const search = (embed, what) => working(async () => {
   const turn = ++state.search;
   const source = state.sources.find(s => s.chosen);
   if (!source) return say("status", "Add a folder of pictures to search in.");
@@ -67,7 +67,7 @@ async function search(embed, what) {
   say("status", `<b>${ms(end - start)}</b> for ${what}: encoder ${ms(encoded - start)}, ` +
     `${source.size.toLocaleString("en")} pictures ${ms(end - encoded)}`);
   state.lastMs = end - start;
-}
+});
 
 function searchText() {
   const text = byId("query").value;
@@ -143,7 +143,7 @@ async function setPicture(blob, run = true) {
   if (run) await label();
 }
 
-async function label() {
+const label = () => working(async () => {
   const turn = ++state.labelling;
   const names = byId("label-list").value.split("\n").map(l => l.trim()).filter(Boolean);
   if (!names.length || !state.picture) return byId("bars").replaceChildren();
@@ -163,7 +163,7 @@ async function label() {
   showBars(names, model.logit_bias === null ? softmax(logits) : logits.map(x => 1 / (1 + Math.exp(-x))));
   say("label-status", `<b>${(end - start).toFixed(1)} ms</b>: picture ${(seen - start).toFixed(1)} ms, ` +
     `${names.length} labels ${(end - seen).toFixed(1)} ms`);
-}
+});
 
 function showBars(names, shares) {
   const order = largest(shares, names.length);
@@ -218,10 +218,26 @@ function setTheme(dark) {
   byId("theme").textContent = dark ? "Light" : "Dark";
 }
 
+/** Run an action, counted in `state.busy` until it has ended; so are actions that wait their turn. */
+async function working(action) {
+  state.busy++;
+  try {
+    return await action();
+  } finally {
+    state.busy--;
+  }
+}
+
 const firstPicture = files => [...files].find(file => file.type.startsWith("image/"));
 const soon = (action, ms) => {
-  let timer;
-  return () => { clearTimeout(timer); timer = setTimeout(action, ms); };
+  let cancel = () => {};
+  return () => {
+    cancel();
+    working(() => new Promise(done => {
+      const timer = setTimeout(() => done(action()), ms);
+      cancel = () => { clearTimeout(timer); done(); };
+    }));
+  };
 };
 
 function takePicture(blob) {

@@ -19,11 +19,7 @@ from export._serve import Server
 
 TAB, ENTER, RIGHT = ("Tab", 9), ("Enter", 13, "\r"), ("ArrowRight", 39)
 SETTLED = """new Promise(done => {
-  let before = null;
-  const look = () => {
-    const now = document.body.innerText;
-    if (now === before) done(); else { before = now; setTimeout(look, 400); }
-  };
+  const look = () => pocketclip.state.busy ? setTimeout(look, 20) : done();
   look();
 })"""
 
