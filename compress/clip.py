@@ -167,10 +167,9 @@ def load(folder: Path) -> Clip:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, as float32; counters stay integers."""
+    """Tensors of a safetensors file as stored, mapped from it rather than copied."""
     try:
-        tensors = load_file(path)
-        return {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
+        return load_file(path)
     except FileNotFoundError:
         raise PocketclipError(f"{path}: no such file") from None
     except SafetensorError as error:
@@ -180,25 +179,31 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def build(config: ClipConfig, state: dict[str, Tensor], source: Path | str) -> ClipModel:
-    """A model of this structure holding these tensors; any difference is named."""
+    """A model of this structure holding these tensors as float32; any difference is named.
+
+    Names and shapes are compared before anything is allocated.
+    """
     with torch.device("meta"):
         model = ClipModel(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = model.state_dict()
     problems = _differences(expected, state)
     if problems:
         raise PocketclipError(f"{source}: weights do not fit the model: " + "; ".join(problems))
-    model.load_state_dict(state, strict=True, assign=True)
+    for name, tensor in expected.items():
+        expected[name] = state[name].to(tensor.dtype)
+    model.load_state_dict(expected, strict=True, assign=True)
     fill_buffers_(model)
     return model.eval()
 
 
-def _differences(expected: dict[str, tuple[int, ...]], state: dict[str, Tensor]) -> Sequence[str]:
+def _differences(expected: dict[str, Tensor], state: dict[str, Tensor]) -> Sequence[str]:
     missing = [f"{name} is missing" for name in expected if name not in state]
     unknown = [f"{name} is unknown" for name in state if name not in expected]
     wrong = [
-        f"{name} has shape {tuple(state[name].shape)}, the model needs {shape}"
-        for name, shape in expected.items()
-        if name in state and tuple(state[name].shape) != shape
+        f"{name} has shape {tuple(state[name].shape)}, the model needs {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
     ]
+    wrong += [f"{name} is complex" for name, tensor in state.items() if tensor.is_complex()]
     problems = wrong + missing + unknown
     return [*problems[:4], f"and {len(problems) - 4} more"] if len(problems) > 5 else problems

@@ -118,6 +118,26 @@ def _token(x: Tensor, at: Tensor | None) -> Tensor:
     return x.gather(1, at.view(-1, 1, 1).expand(-1, 1, x.shape[-1])).squeeze(1)
 
 
+class MixerBlock(nn.Module):
+    """MobileCLIP's convolutional text block (RepMixer, section 3.2), its branches folded.
+
+    One convolution along the tokens of each channel mixes; another stands before the MLP.
+    """
+
+    def __init__(self, width: int, hidden: int, kernel: int, activation: Activation) -> None:
+        super().__init__()
+        along_tokens = {"kernel_size": kernel, "padding": kernel // 2, "groups": width}
+        self.mix = nn.Conv1d(width, width, **along_tokens)
+        self.conv = nn.Conv1d(width, width, **along_tokens)
+        self.mlp = Mlp(width, hidden, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, L, D] -> [B, L, D]."""
+        x = self.mix(x.transpose(1, 2))  # [B, D, L]
+        branch = self.mlp(self.conv(x).transpose(1, 2))
+        return x.transpose(1, 2) + branch
+
+
 class AttentionPool(nn.Module):
     """What one learnt query reads from all tokens, then perhaps an MLP around a residual.
 

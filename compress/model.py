@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.errors import PocketclipError
-from compress.layers import AttentionPool, Block, norm, projection
+from compress.layers import AttentionPool, Block, MixerBlock, norm, projection
 from compress.reduction import Abstraction, Reducer
 from compress.scheme import apply_
 from compress.structure import (
@@ -154,6 +154,7 @@ class TextTower(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(config.width)) if config.class_token else None
         self.position = nn.Parameter(torch.zeros(config.num_tokens, config.width))
         self.norm_embedding = norm(config.embedding_norm, config.width, config)
+        self.mixer_first, self.mixer_last = _mixer(config), _mixer(config)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.norm_final = norm(config.final_norm, config.width, config)
         self.projection = projection(config, config.width, embed_dim)
@@ -166,13 +167,15 @@ class TextTower(nn.Module):
             x = torch.cat([x, self.class_token.expand(x.shape[0], 1, -1)], dim=1)
         x = self.norm_embedding(x + self.position[: x.shape[1]])
         mask = self._mask(tokens)
+        x = self.mixer_first(x)
         last = len(self.blocks) - int(self.config.last_block == "pooled")
         for block in self.blocks[:last]:
             x = block(x, mask)
         if last < len(self.blocks):
             x = self._last_pooled(x, tokens)
             return self.projection(self.norm_final(x))
-        return self.projection(self._pooled(self.norm_final(x), tokens))
+        x = self.norm_final(self.mixer_last(x))
+        return self.projection(self._pooled(x, tokens))
 
     def _last_pooled(self, x: Tensor, tokens: Tensor) -> Tensor:
         """The last block for the pooled token alone: x [B, N, D] -> [B, D]."""
@@ -218,6 +221,13 @@ class TextTower(nn.Module):
         if self.config.pooling == "end":
             tokens = (tokens == self.config.end_id).to(torch.int32)
         return tokens.argmax(dim=-1)
+
+
+def _mixer(config: TextConfig) -> nn.Module:
+    if not config.mixer_kernel:
+        return nn.Identity()
+    hidden = max(config.mlp_width)
+    return MixerBlock(config.width, hidden, config.mixer_kernel, config.activation)
 
 
 class ClipModel(nn.Module):

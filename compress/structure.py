@@ -140,10 +140,14 @@ class TextConfig(TowerConfig):
     """Whether a layer norm stands after the last block."""
     class_token: bool = False
     """Whether a learnt token follows the text and becomes the embedding (CoCa)."""
+    mixer_kernel: int = 0
+    """Tokens that a convolution mixes before the first and after the last block, odd; 0 for no such
+    convolutions (MobileCLIP-S0 has 11)."""
 
     @model_validator(mode="after")
     def _one_token_pooled(self) -> "TextConfig":
-        plain = not (self.post_norm or self.class_token or self.pad_id is not None)
+        odd = (self.post_norm, self.class_token, self.pad_id is not None, self.mixer_kernel)
+        plain = not any(odd)
         if self.last_block == "pooled" and (self.pooling not in ("argmax", "end") or not plain):
             raise ValueError("last_block: pooled needs a plain tower that pools its end of text")
         return self
@@ -155,7 +159,12 @@ class TextConfig(TowerConfig):
     @property
     def sees_no_padding(self) -> bool:
         """Whether the embedding stays the same when a text is cut after the highest id."""
-        return self.causal and self.pooling == "argmax" and not self.class_token
+        return (
+            self.causal
+            and self.pooling == "argmax"
+            and not self.class_token
+            and not self.mixer_kernel
+        )
 
 
 class UpstreamConfig(BaseModel):

@@ -58,12 +58,11 @@ def portable(tower: nn.Module) -> nn.Module:
     return tower
 
 
-def needs_folding(tower: nn.Module) -> bool:
-    """Whether a module still has branches that exist for training only."""
-    return any(
-        hasattr(module, "fuse")
-        or (hasattr(module, "reparameterize") and getattr(module, "reparam_conv", None) is None)
-        for module in tower.modules()
+def needs_folding(tower: UpstreamTower) -> bool:
+    """Whether a tower still has branches that exist for training only."""
+    ways = ("fuse", "reparameterize", "switch_to_deploy")
+    return not tower.config.folded and any(
+        hasattr(module, way) for module in tower.tower.modules() for way in ways
     )
 
 

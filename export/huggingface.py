@@ -19,6 +19,7 @@ from compress.clip import Clip
 from compress.errors import PocketclipError
 from compress.preprocess import FILTERS
 from compress.structure import ClipConfig, TextConfig, TowerConfig, UpstreamConfig, VisionConfig
+from compress.support import reason
 from export import Unavailable, _bundle
 from export._tokenizer import as_json, self_contained
 
@@ -70,6 +71,7 @@ PLAIN_TEXT = {
     "embedding_norm": False,
     "final_norm": True,
     "class_token": False,
+    "mixer_kernel": 0,
 }
 
 USAGE = """\
@@ -146,6 +148,11 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
             ("tokenizer_config.json", settings),
         ):
             (folder / name).write_text(as_json(content), encoding="utf-8")
+
+
+def refuses(clip: Clip) -> str | None:
+    """Why a model isn't a CLIPModel."""
+    return reason(lambda: (config(clip), image_processor(clip)))
 
 
 def load(folder: Path, device: str = "cpu", threads: int | None = None) -> HuggingFaceEncoder:

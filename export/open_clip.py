@@ -16,7 +16,8 @@ from tokenizers import processors
 
 from compress.clip import Clip, TorchEncoder
 from compress.errors import PocketclipError
-from compress.structure import TowerConfig, plain_text, plain_vision
+from compress.structure import TextConfig, TowerConfig, VisionConfig, plain_text, plain_vision
+from compress.support import reason
 from export import Unavailable, _bundle
 
 REQUIRES = ""
@@ -81,6 +82,11 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 
+def refuses(clip: Clip) -> str | None:
+    """Why open_clip's config cannot state a model."""
+    return reason(lambda: open_clip_config(clip))
+
+
 def load(folder: Path, device: str = "cpu", threads: int | None = None) -> TorchEncoder:
     """Open the folder through the same door as anybody's checkpoint."""
     from compress.sources.open_clip import load as load_source
@@ -96,6 +102,12 @@ def open_clip_config(clip: Clip) -> dict[str, Any]:
     """open_clip_config.json as data: `model_cfg`, `preprocess_cfg`, and the licence beside them."""
     config, contract = clip.model.config, clip.tokenizer.contract
     vision, text = plain_vision(config, "open_clip"), plain_text(config, "open_clip")
+    odd = _unlike_open_clip(vision, text)
+    if odd:
+        raise PocketclipError(
+            f"open_clip: its config has no word for {'; '.join(odd)}; use the folder of the stage "
+            "itself"
+        )
     model = {
         "embed_dim": config.embed_dim,
         "quick_gelu": vision.activation == "quick_gelu",
@@ -106,6 +118,7 @@ def open_clip_config(clip: Clip) -> dict[str, Any]:
             "head_width": vision.head_width,
             "pool_type": "tok" if vision.pooling == "class" else "avg",
             "no_ln_pre": not vision.pre_norm,
+            "final_ln_after_pool": vision.norm_after_pooling,
         },
         "text_cfg": {
             **_tower("text", text),
@@ -114,8 +127,11 @@ def open_clip_config(clip: Clip) -> dict[str, Any]:
             "context_length": text.context_length,
             "vocab_size": text.vocab_size,
             "heads": text.heads[0],
-            "pool_type": text.pooling,
+            "pool_type": "eos" if text.pooling == "end" else text.pooling,
+            "eos_id": text.end_id,
             "no_causal_mask": not text.causal,
+            "proj_type": text.projection,
+            "proj_bias": text.projection_bias,
         },
     }
     if config.logit_bias:
@@ -132,7 +148,7 @@ def open_clip_config(clip: Clip) -> dict[str, Any]:
 
 def state(clip: Clip) -> dict[str, torch.Tensor]:
     """The weights under open_clip's names and in its orientation."""
-    from compress.sources._open_clip import their_names
+    from compress.sources._plain import their_names
 
     return their_names(clip.model.state_dict())
 
@@ -170,6 +186,31 @@ def marked_tokenizer(clip: Clip) -> tuple[str, dict[str, Any]]:
         "clean_up_tokenization_spaces": False,
     }
     return marked.to_str(pretty=True), settings
+
+
+def _unlike_open_clip(vision: VisionConfig, text: TextConfig) -> list[str]:
+    """What of a structure open_clip's config cannot state."""
+    one_norm = vision.norm_before_pooling != vision.norm_after_pooling
+    checks = {
+        "attention pooling": vision.pooling == "attention",
+        "an image tower without a class token": not vision.class_token,
+        "a bias of the patches": vision.patch_bias,
+        "two norms around the pooling, or none": not one_norm,
+        "an image tower without a plain projection": vision.projection != "linear"
+        or vision.projection_bias,
+        "fewer image tokens on the way": vision.reduction is not None,
+        "blocks that normalise their sums": vision.post_norm or text.post_norm,
+        "a text tower of BERT's shape": text.embedding_norm or not text.final_norm,
+        "padding that nobody attends to": text.pad_id is not None,
+        "a mean over text tokens": text.pooling == "mean",
+        "a class token of the text tower": text.class_token,
+        "convolutions in the text tower": text.mixer_kernel > 0,
+        "a text projection of two layers": text.projection == "mlp",
+        "relu": "relu" in (vision.activation, text.activation),
+        "quick_gelu in one tower alone": (vision.activation == "quick_gelu")
+        != (text.activation == "quick_gelu"),
+    }
+    return [words for words, found in checks.items() if found]
 
 
 def _tower(name: str, config: TowerConfig) -> dict[str, Any]:

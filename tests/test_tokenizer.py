@@ -9,7 +9,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from tokenizers import models, pre_tokenizers, processors, trainers
 
 from compress.errors import PocketclipError
-from compress.sources._open_clip import openai_tokenizer
+from compress.sources._text_files import openai_tokenizer
 from compress.tokenizer import Tokenizer, TokenizerContract, marks
 
 # Sound text: neither mis-decoded nor with HTML entities, which open_clip guesses at.

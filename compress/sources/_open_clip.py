@@ -1,85 +1,40 @@
 """open_clip's own format as ours: the config of a model, its weights, its tokenizer.
 
-open_clip's modules are never built: structure comes from its JSON config, weights from its
-checkpoint, and nothing but tensors is read from a file.
+Structure comes from its JSON config, weights from its checkpoint, and nothing but tensors is read
+from a file. Plain transformers become ours; other image towers stay open_clip's.
 """
 
-import functools
-import json
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 import torch
-from tokenizers import Regex, normalizers
 from torch import Tensor
 
 from compress import clip
 from compress.errors import PocketclipError
 from compress.model import ClipModel
 from compress.preprocess import Preprocess
-from compress.structure import Activation, ClipConfig, TextConfig, VisionConfig
-from compress.tokenizer import Tokenizer, TokenizerContract, byte_pairs, marks, read
+from compress.sources import _bert, _plain, _text_files, _timm_vit
+from compress.structure import ClipConfig, TextConfig, UpstreamVision, VisionConfig
+from compress.tokenizer import Tokenizer
+from compress.upstream import build
 
-# Scalars that OpenAI's files keep among the weights, and masks of early open_clip versions.
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask")
-
-OUTSIDE_BLOCKS = {
-    "visual.conv1.weight": "image.patch.weight",
-    "visual.class_embedding": "image.class_token",
-    "visual.positional_embedding": "image.position",
-    "visual.ln_pre.weight": "image.norm_pre.weight",
-    "visual.ln_pre.bias": "image.norm_pre.bias",
-    "visual.ln_post.weight": "image.norm_post.weight",
-    "visual.ln_post.bias": "image.norm_post.bias",
-    "visual.proj": "image.projection.weight",
-    "token_embedding.weight": "text.token.weight",
-    "positional_embedding": "text.position",
-    "ln_final.weight": "text.norm_final.weight",
-    "ln_final.bias": "text.norm_final.bias",
-    "text_projection": "text.projection.weight",
-}
-INSIDE_BLOCKS = {
-    "ln_1": "norm1",
-    "attn.in_proj": "attention.qkv",
-    "attn.out_proj": "attention.out",
-    "ln_2": "norm2",
-    "mlp.c_fc": "mlp.up",
-    "mlp.c_proj": "mlp.down",
-}
-IN_BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)")
-
-# Settings of either tower that make it another network, with the value that leaves it plain.
-PLAIN = {
-    "timm_model_name": None,
-    "hf_model_name": None,
-    "attentional_pool": False,
-    "ls_init_value": None,
-    "embed_cls": False,
-    "proj_type": "linear",
-    "proj_bias": False,
-    "block_type": None,
-    "qk_norm": False,
-    "scaled_cosine_attn": False,
-    "scale_heads": False,
-    "scale_attn_inner": False,
-    "scale_attn": False,
-    "scale_fc": False,
-}
+POOLERS = {"mean_pooler": "mean", "cls_pooler": "first", "cls_last_hidden_state_pooler": "first"}
+# CoCa's captioner is no encoder.
+CAPTIONER = "text_decoder."
 
 
 def convert(
     model_cfg: Mapping[str, Any], weights: Mapping[str, Tensor], source: Path | str
 ) -> ClipModel:
     """open_clip's `model_cfg` and state dict -> our model; `source` names them in errors."""
-    return clip.build(config(model_cfg, source), renamed(weights), source)
+    structure = config(model_cfg, source)
+    return clip.build(structure, renamed(model_cfg, structure, weights, source), source)
 
 
 def config(model_cfg: Mapping[str, Any], source: Path | str) -> ClipConfig:
-    """open_clip's `model_cfg` -> our structure; PocketclipError unless both towers are plain."""
+    """open_clip's `model_cfg` -> our structure; PocketclipError for what no tower here can be."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     quick_gelu = bool(model_cfg.get("quick_gelu"))
@@ -89,135 +44,127 @@ def config(model_cfg: Mapping[str, Any], source: Path | str) -> ClipConfig:
         text = CLIPTextCfg(**model_cfg["text_cfg"])
     except (KeyError, TypeError) as error:
         raise PocketclipError(f"{source}: not an open_clip model_cfg: {error}") from None
-    odd = [*_odd("vision_cfg", vision), *_odd("text_cfg", text)]
-    if "multimodal_cfg" in model_cfg:
-        odd.append("multimodal_cfg")
-    if odd:
-        raise PocketclipError(f"{source}: not supported yet: {', '.join(odd)}")
+    plain = _image_tower(vision, embed_dim, quick_gelu, source)
     return ClipConfig(
         embed_dim=embed_dim,
-        vision=VisionConfig(
-            **_tower(vision, vision.width // vision.head_width, quick_gelu),
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
-            pooling="class" if vision.pool_type == "tok" else "mean",
-            pre_norm=not vision.no_ln_pre,
-        ),
-        text=TextConfig(
-            **_tower(text, text.heads, quick_gelu),
-            vocab_size=text.vocab_size,
-            context_length=text.context_length,
-            pooling="argmax" if text.pool_type == "eos" else text.pool_type,
-            causal=not text.no_causal_mask,
-        ),
+        vision=plain or _upstream(model_cfg["vision_cfg"], vision, embed_dim, quick_gelu),
+        text=_text_tower(text, embed_dim, quick_gelu, source),
         logit_bias=model_cfg.get("init_logit_bias") is not None,
     )
 
 
-def _tower(cfg: Any, heads: int, quick_gelu: bool) -> dict[str, Any]:
-    """The settings that both towers share."""
-    activation: Activation = "quick_gelu" if quick_gelu else "gelu"
-    if cfg.act_kwargs == {"approximate": "tanh"}:
-        activation = "gelu_tanh"
-    return {
-        "width": cfg.width,
-        "head_width": cfg.width // heads,
-        "heads": (heads,) * cfg.layers,
-        "mlp_width": (int(cfg.width * cfg.mlp_ratio),) * cfg.layers,
-        "activation": activation,
-        "layer_norm_eps": (cfg.norm_kwargs or {}).get("eps", 1e-5),
-    }
+def _image_tower(
+    cfg: Any, embed_dim: int, quick_gelu: bool, source: Path | str
+) -> VisionConfig | None:
+    """Our structure of an image tower, None for what stays open_clip's."""
+    if cfg.timm_model_name:
+        upstream = _upstream(vars(cfg), cfg, embed_dim, quick_gelu)
+        with torch.device("meta"):
+            return _timm_vit.config(build(upstream, embed_dim))
+    if isinstance(cfg.layers, list | tuple):
+        return None
+    odd = _plain.odd_vision(cfg)
+    if odd:
+        raise PocketclipError(f"{source}: not supported yet: vision_cfg {', '.join(odd)}")
+    return _plain.vision(cfg, embed_dim, quick_gelu)
 
 
-def _odd(place: str, cfg: Any) -> list[str]:
-    """The settings of a tower that our transformers don't have."""
-    found = {key: getattr(cfg, key, plain) for key, plain in PLAIN.items()}
-    odd = [f"{key} {value!r}" for key, value in found.items() if value != PLAIN[key]]
-    if cfg.act_kwargs not in (None, {}, {"approximate": "tanh"}):
-        odd.append(f"act_kwargs {cfg.act_kwargs}")
-    if set(cfg.norm_kwargs or {}) - {"eps"}:
-        odd.append(f"norm_kwargs {cfg.norm_kwargs}")
-    if place == "vision_cfg":
-        odd += [
-            f"{key} {getattr(cfg, key)}"
-            for key in ("layers", "image_size", "patch_size")
-            if not isinstance(getattr(cfg, key), int)
-        ]
-        # After a mean the order of pooling and norm matters; after picking one token it doesn't.
-        if cfg.pool_type == "avg" and cfg.final_ln_after_pool:
-            odd.append("final_ln_after_pool with pool_type 'avg'")
-        if cfg.pool_type not in ("tok", "avg"):
-            odd.append(f"pool_type {cfg.pool_type!r}")
-    # The end of text may be found by its id only if no other id is higher.
-    elif cfg.pool_type == "eos" and cfg.eos_id != cfg.vocab_size - 1:
-        odd.append(f"pool_type 'eos' with eos_id {cfg.eos_id} of {cfg.vocab_size}")
-    elif cfg.pool_type not in ("argmax", "eos", "last", "first"):
-        odd.append(f"pool_type {cfg.pool_type!r}")
-    return [f"{place} {words}" for words in odd]
+def trunk(structure: ClipConfig, source: Path | str) -> torch.nn.Module:
+    """timm's network of an image tower, without weights."""
+    if not isinstance(structure.vision, UpstreamVision):
+        raise PocketclipError(f"{source}: MobileCLIP's weights for another image tower")
+    with torch.device("meta"):
+        network = build(structure.vision, structure.embed_dim).trunk
+    assert isinstance(network, torch.nn.Module)
+    return network
 
 
-def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's state dict under our names and orientation; unknown names stay as they are."""
-    ours = {}
-    for name, tensor in weights.items():
-        if name in NOT_WEIGHTS:
-            continue
-        if name in ("logit_scale", "logit_bias"):
-            tensor = tensor.reshape(()) if tensor.numel() == 1 else tensor
-        elif name in ("visual.proj", "text_projection", "text.text_projection"):
-            tensor = tensor.T
-        ours[_our_name(name)] = tensor
-    return ours
+def _upstream(
+    vision_cfg: Mapping[str, Any], cfg: Any, embed_dim: int, quick_gelu: bool
+) -> UpstreamVision:
+    name = cfg.timm_model_name or f"ModifiedResNet-{'-'.join(map(str, cfg.layers))}"
+    arguments: dict[str, Any] = {"vision_cfg": dict(vision_cfg)}
+    if quick_gelu:
+        arguments["quick_gelu"] = True
+    size = cfg.image_size if isinstance(cfg.image_size, int) else cfg.image_size[0]
+    return UpstreamVision(name=name, builder="open_clip", arguments=arguments, image_size=size)
 
 
-def _our_name(name: str) -> str:
-    """Our name of a weight; the text tower stands under `text.` or at the top."""
-    name = name.removeprefix("text.")
-    inside = IN_BLOCK.fullmatch(name)
-    if inside is None or inside[3] not in INSIDE_BLOCKS:
-        return OUTSIDE_BLOCKS.get(name, name)
-    tower = "image" if inside[1] else "text"
-    return f"{tower}.blocks.{inside[2]}.{INSIDE_BLOCKS[inside[3]]}.{inside[4]}"
+def _text_tower(cfg: Any, embed_dim: int, quick_gelu: bool, source: Path | str) -> TextConfig:
+    if cfg.hf_model_name:
+        hf = _encoder(cfg.hf_model_name, source)
+        pooling = POOLERS.get(cfg.hf_pooler_type)
+        # BERT's own pooler adds a layer; NLLB has none and gives its first token.
+        if pooling is None or (cfg.hf_pooler_type == "cls_pooler" and "d_model" not in hf):
+            raise PocketclipError(
+                f"{source}: not supported yet: text_cfg hf_pooler_type {cfg.hf_pooler_type!r}"
+            )
+        settings = _bert.config(hf, cfg.context_length, source)
+        width = settings["width"]
+        return TextConfig.model_validate(
+            {
+                **settings,
+                "pooling": pooling,
+                "projection": cfg.hf_proj_type if cfg.hf_proj_type else "none",
+                "projection_width": (width + embed_dim) // 2 if cfg.hf_proj_type == "mlp" else 0,
+            }
+        )
+    odd = _plain.odd_text(cfg)
+    if odd:
+        raise PocketclipError(f"{source}: not supported yet: text_cfg {', '.join(odd)}")
+    return _plain.text(cfg, embed_dim, quick_gelu)
 
 
-def their_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The way back: our state dict under open_clip's names and in its orientation."""
-    outside = {ours: theirs for theirs, ours in OUTSIDE_BLOCKS.items()}
-    inside = {ours: theirs for theirs, ours in INSIDE_BLOCKS.items()}
-    theirs = {}
-    for name, tensor in state.items():
-        parts = name.split(".")
-        if len(parts) > 2 and parts[1] == "blocks":
-            module, kind = ".".join(parts[3:-1]), parts[-1]
-            prefix = "visual." if parts[0] == "image" else ""
-            joint = "_" if module == "attention.qkv" else "."
-            name = f"{prefix}transformer.resblocks.{parts[2]}.{inside[module]}{joint}{kind}"
-        elif name.endswith("projection.weight"):
-            name, tensor = outside[name], tensor.T
-        else:
-            name = outside.get(name, name)
-        theirs[name] = tensor
-    return theirs
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint, as float32; a pickle that holds anything else is refused."""
-    if path.suffix == ".safetensors":
-        return clip.read_weights(path)
-    if path.suffix not in (".pt", ".pth", ".bin"):
-        raise PocketclipError(f"{path}: weights are .safetensors, .pt, .pth or .bin files")
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "empty"
+def _encoder(name: str, source: Path | str) -> dict[str, Any]:
+    if name not in _bert.NAMED:
+        known = ", ".join(_bert.NAMED)
         raise PocketclipError(
-            f"{path}: refused, as it isn't a file of nothing but tensors ({reason}); "
-            "use the model's .safetensors file"
-        ) from None
-    state = data.get("state_dict", data) if isinstance(data, dict) else None
-    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise PocketclipError(f"{path}: holds no state dict, or one with more than tensors in it")
-    return {name.removeprefix("module."): tensor.float() for name, tensor in state.items()}
+            f"{source}: the text encoder {name!r} is not supported; there are {known}"
+        )
+    return _bert.described(_bert.NAMED[name], source)
+
+
+def renamed(
+    model_cfg: Mapping[str, Any],
+    structure: ClipConfig,
+    weights: Mapping[str, Tensor],
+    source: Path | str,
+) -> dict[str, Tensor]:
+    """open_clip's state dict under our names, tower by tower; unknown names stay as they are."""
+    image, text, ours = {}, {}, {}
+    timm = bool(model_cfg["vision_cfg"].get("timm_model_name"))
+    encoder = model_cfg["text_cfg"].get("hf_model_name")
+    for name, tensor in weights.items():
+        if name in ("logit_scale", "logit_bias"):
+            ours[name] = tensor.reshape(()) if tensor.numel() == 1 else tensor
+        elif name.startswith("visual."):
+            image[name] = tensor
+        elif not name.startswith(CAPTIONER):
+            text[name] = tensor
+    bare = {name.removeprefix("visual."): tensor for name, tensor in image.items()}
+    if isinstance(structure.vision, UpstreamVision):
+        ours |= {f"image.tower.{name}": tensor for name, tensor in bare.items()}
+    elif timm:
+        ours |= _timm_vit.renamed(bare)
+    else:
+        ours |= _plain.renamed(image, structure.vision.norm_after_pooling)
+    if encoder:
+        return ours | _encoder_weights(text, _encoder(encoder, source), structure.text)
+    return ours | _plain.renamed(text)
+
+
+def _encoder_weights(
+    weights: Mapping[str, Tensor], hf: Mapping[str, Any], text: Any
+) -> dict[str, Tensor]:
+    """Weights of open_clip's HFTextEncoder: `text.transformer.` and the projection `text.proj`."""
+    inside, ours = {}, {}
+    for name, tensor in weights.items():
+        short = name.removeprefix("text.")
+        if short.startswith("proj."):
+            ours[f"text.projection.{short.removeprefix('proj.')}"] = tensor
+        else:
+            inside[short.removeprefix("transformer.")] = tensor
+    return ours | _bert.renamed(inside, hf, text.context_length)
 
 
 def preprocess(preprocess_cfg: Mapping[str, Any], image_size: int) -> Preprocess:
@@ -242,85 +189,28 @@ def tokenizer(text_cfg: Mapping[str, Any], folder: Path | None, source: Path | s
     Raises PocketclipError for a tokenizer whose cleanup or marks the contract cannot state.
     """
     own = text_cfg.get("hf_tokenizer_name")
-    settings = dict(text_cfg.get("tokenizer_kwargs") or {})
-    clean = settings.pop("clean", "whitespace" if own else "lower")
-    odd = [*settings, *(["tokenizer_mode"] if text_cfg.get("tokenizer_mode") else [])]
-    if clean not in ("lower", "whitespace"):
+    options = dict(text_cfg.get("tokenizer_kwargs") or {})
+    clean = options.pop("clean", "whitespace" if own else "lower")
+    strip_end = options.pop("strip_sep_token", False)
+    odd = [*options, *(["tokenizer_mode"] if text_cfg.get("tokenizer_mode") else [])]
+    if clean not in ("lower", "whitespace", "canonicalize"):
         odd.append(f"clean {clean!r}")
-    if own and folder is None:
-        odd.append(f"the tokenizer {own}")
     if odd:
         raise PocketclipError(f"{source}: text_cfg not supported yet: {', '.join(odd)}")
     length = text_cfg.get("context_length", 77)
     if not own:
-        return openai_tokenizer(length, lowercase=clean == "lower")
-    assert folder is not None
-    return _own_tokenizer(folder, length, lowercase=clean == "lower")
-
-
-def openai_tokenizer(context_length: int = 77, lowercase: bool = True) -> Tokenizer:
-    """The tokenizer of OpenAI's CLIP, from the merges that open_clip carries."""
-    file, start_id, end_id = _openai_file()
-    contract = TokenizerContract(
-        lowercase=lowercase,
-        context_length=context_length,
-        start_id=start_id,
-        end_id=end_id,
-        pad_id=0,
+        return _text_files.openai_tokenizer(length, lowercase=clean == "lower")
+    if folder is None:
+        raise PocketclipError(
+            f"{source}: its tokenizer {own} is not in the file of weights; put tokenizer.json and "
+            f"tokenizer_config.json of https://huggingface.co/{own} into the weights' folder"
+        )
+    file = _text_files.tokenizer_file(folder)
+    if clean == "canonicalize":
+        file = _text_files.canonical(file, underscore=" ")
+    if strip_end:
+        pad_id = _text_files.padding(folder, file, _text_files.settings(folder))
+        file = _text_files.without_end_mark(file, pad_id)
+    return _text_files.from_folder(
+        folder, _text_files.repairing(file), length, lowercase=clean == "lower"
     )
-    return Tokenizer(file, contract)
-
-
-@functools.cache
-def _openai_file() -> tuple[tokenizers.Tokenizer, int, int]:
-    """OpenAI's vocabulary as a tokenizer file, its start and its end id."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    theirs = SimpleTokenizer()
-    merges = sorted(theirs.bpe_ranks, key=theirs.bpe_ranks.__getitem__)
-    special = [theirs.decoder[token] for token in theirs.all_special_ids]
-    file = repairing(byte_pairs(theirs.encoder, merges, special))
-    return file, theirs.sot_token_id, theirs.eot_token_id
-
-
-def repairing(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The same tokenizer after those repairs of ftfy that work character by character.
-
-    Ligatures, full-width forms, curly quotes, control characters and composed accents: what
-    open_clip's cleanup changes in sound text, most of all in Chinese punctuation.
-    """
-    from ftfy import chardata
-
-    spelled = {**chardata.LIGATURES, **chardata.WIDTH_MAP}
-    controls = "".join(chr(code) for code in chardata.CONTROL_CHARS)
-    steps = [normalizers.Replace(chr(code), str(text)) for code, text in spelled.items()]
-    steps += [
-        normalizers.Replace(Regex(chardata.SINGLE_QUOTE_RE.pattern), "'"),
-        normalizers.Replace(Regex(chardata.DOUBLE_QUOTE_RE.pattern), '"'),
-        normalizers.Replace(Regex(f"[{re.escape(controls)}]"), ""),
-    ]
-    own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
-    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.NFC(), *own])
-    return tokenizer
-
-
-def _own_tokenizer(folder: Path, context_length: int, lowercase: bool) -> Tokenizer:
-    """tokenizer.json and the padding that tokenizer_config.json names."""
-    file = repairing(read(folder / "tokenizer.json"))
-    start_id, end_id = marks(file)
-    if end_id is None:
-        raise PocketclipError(f"{folder}: not supported yet: a tokenizer without an end mark")
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    pad = settings.get("pad_token")
-    pad_id = file.token_to_id(pad["content"] if isinstance(pad, dict) else str(pad))
-    if pad_id is None:
-        raise PocketclipError(f"{path}: pad_token {pad!r} is not in tokenizer.json")
-    contract = TokenizerContract(
-        lowercase=lowercase,
-        context_length=context_length,
-        start_id=start_id,
-        end_id=end_id,
-        pad_id=pad_id,
-    )
-    return Tokenizer(file, contract)

@@ -18,11 +18,13 @@ from compress import atomic
 from compress.clip import Clip
 from compress.errors import PocketclipError
 from compress.model import ClipModel, initialise_
+from compress.sources import _checkpoint, _licenses, _mobileclip
 from compress.sources import _open_clip as theirs
 from compress.sources._fit import fitting
+from compress.sources._text_files import FILES as TOKENIZER_FILES
 
 CONFIG = "open_clip_config.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color", "size")
 PREFERRED_WEIGHTS = (
     "open_clip_model.safetensors",
     "model.safetensors",
@@ -38,32 +40,35 @@ class Found:
     name: str
     """Short name of the model, without places on this machine."""
     model_cfg: dict[str, Any]
-    """open_clip's `model_cfg`: the structure, checked to be two plain towers."""
+    """open_clip's `model_cfg`: the structure, checked to be one that we can hold."""
     preprocess_cfg: dict[str, Any] = field(default_factory=dict)
     """open_clip's `preprocess_cfg`, where it differs from open_clip's defaults."""
     weights: Path | None = None
     """The checkpoint; None for random weights."""
     folder: Path | None = None
     """Folder that holds tokenizer.json, if the model has a tokenizer of its own."""
-    license: str = "unknown: see the model's page"
+    license: str = _licenses.UNKNOWN
     """As the source states it."""
 
 
 def load(name: str) -> Clip:
     """Open a model by name (see the top of this file).
 
-    Raises PocketclipError for unknown names, missing files, an unreachable hub, towers that aren't
-    plain transformers, and weights that don't fit.
+    Raises PocketclipError for unknown names, missing files, an unreachable hub, towers that nobody
+    here can build, and weights that don't fit.
     """
     found = find(name)
     structure = theirs.config(found.model_cfg, found.name)
     tokenizer = theirs.tokenizer(found.model_cfg["text_cfg"], found.folder, found.name)
     step: dict[str, Any] = {"step": "open_clip", "name": found.name}
+    step |= _licenses.flags(found.license)
     if found.weights is None:
         model = ClipModel(structure)
         initialise_(model)
     else:
-        weights = theirs.read_weights(found.weights)
+        weights = _checkpoint.read(found.weights)
+        if _mobileclip.is_apples(weights):
+            weights = _mobileclip.renamed(weights, theirs.trunk(structure, found.weights))
         model = theirs.convert(found.model_cfg, weights, found.weights)
         step["sha256"] = atomic.sha256(found.weights)
     clip = Clip(
@@ -88,7 +93,8 @@ def find(name: str) -> Found:
         model_cfg = architecture_cfg(architecture)
         if not Path(file).is_file():
             raise PocketclipError(f"{file}: no such file (weights for {architecture})")
-        return Found(architecture, model_cfg, weights=Path(file))
+        folder = Path(file).parent if model_cfg["text_cfg"].get("hf_tokenizer_name") else None
+        return Found(architecture, model_cfg, _preprocess(architecture), Path(file), folder)
     architecture, slash, tag = name.rpartition("/")
     return _find_published(architecture, tag) if slash else _find_published(name, "")
 
@@ -145,7 +151,7 @@ def _described(path: Path, name: str, weights: Path | None) -> Found:
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise PocketclipError(f"{path}: not an open_clip config: {error}") from None
     own_tokenizer = model_cfg["text_cfg"].get("hf_tokenizer_name")
-    license = data.get("license", Found.license)
+    license = data.get("license", _licenses.UNKNOWN)
     folder = path.parent if own_tokenizer else None
     return Found(name, model_cfg, preprocess_cfg, weights, folder, license)
 
@@ -156,7 +162,9 @@ def _find_published(architecture: str, tag: str) -> Found:
 
     model_cfg = architecture_cfg(architecture)
     if tag == "random":
-        return Found(f"{architecture}/random", model_cfg, license="none: random weights")
+        license = "none: random weights"
+        preprocess_cfg = _preprocess(architecture)
+        return Found(f"{architecture}/random", model_cfg, preprocess_cfg, license=license)
     published = get_pretrained_cfg(architecture.replace("/", "-"), tag)
     if not published:
         tags = ", ".join([*list_pretrained_tags_by_model(architecture), "random"])
@@ -167,7 +175,30 @@ def _find_published(architecture: str, tag: str) -> Found:
     # The weights decide: trained with QuickGELU, they are wrong under any other activation.
     model_cfg["quick_gelu"] = published.get("quick_gelu", model_cfg.get("quick_gelu", False))
     weights = _fetch_published(architecture, published)
-    return Found(f"{architecture}/{tag}", model_cfg, published, weights)
+    folder = None
+    if model_cfg["text_cfg"].get("hf_tokenizer_name"):
+        folder = _fetch_tokenizer(model_cfg["text_cfg"]["hf_tokenizer_name"])
+    name, license = f"{architecture}/{tag}", _licenses.of_tag(tag)
+    return Found(name, model_cfg, published, weights, folder, license)
+
+
+def _fetch_tokenizer(repository: str) -> Path:
+    """The folder that holds the tokenizer which a config names."""
+    files = [_fetch(repository, file) for file in TOKENIZER_FILES]
+    return files[0].parent
+
+
+def _preprocess(architecture: str) -> dict[str, Any]:
+    """How pictures become pixels for an architecture's published weights, where all agree.
+
+    The OpenAI values of open_clip's default suit most; SigLIP and MobileCLIP have their own.
+    """
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    name = architecture.replace("/", "-")
+    found = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
+    kept = [{k: v for k, v in cfg.items() if k in PREPROCESS} for cfg in found]
+    return kept[0] if kept and all(cfg == kept[0] for cfg in kept) else {}
 
 
 def _fetch(repository: str, file: str) -> Path:

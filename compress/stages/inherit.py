@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from compress.clip import build
+from compress.clip import Clip, build
 from compress.errors import PocketclipError
 from compress.model import ClipModel
 from compress.nn.slim import front_layers, leading, leading_heads, uniform_layers
@@ -64,6 +64,14 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
     config = shape(source.config, cfg)
     step = {"step": "inherit", "settings": cfg.model_dump(mode="json")}
     return replace(work, clip=work.clip.with_model(inherit(source, config, cfg.layer_rule), step))
+
+
+def refuses(clip: Clip) -> str | None:
+    """Why nothing of a model can be cut; a tower of another library stays whole."""
+    vision, text = clip.model.config.vision, clip.model.config.text
+    if isinstance(vision, UpstreamVision) and isinstance(text, UpstreamText):
+        return f"inherit needs a tower of ours; these are {vision.name} and {text.name}"
+    return None
 
 
 def shape(config: ClipConfig, cfg: Config) -> ClipConfig:
