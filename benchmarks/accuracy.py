@@ -110,7 +110,7 @@ def num_params(clip: Clip, tower: str) -> dict[str, int]:
     return {
         "num_params": sum(parameter.numel() for parameter in module.parameters()),
         "num_embedding_params": num_embedding_params(clip.model) if tower == "text" else 0,
-        "num_macs": inspect.describe(clip)[tower]["num_macs"],
+        "num_macs": inspect.num_macs(clip.model.config)[tower],
     }
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from compress.clip import Clip
 from compress.model import ClipModel, num_embedding_params
 from compress.structure import ClipConfig, TextConfig, TowerConfig, UpstreamConfig, VisionConfig
-from compress.upstream import needs_folding
+from compress.support import support
+from compress.upstream import UpstreamTower, needs_folding
 
 BYTES_PER_FLOAT = 4
 
@@ -32,7 +34,9 @@ def describe(clip: Clip) -> dict[str, Any]:
         "text": text_tower(model) | {"num_macs": macs["text"]},
         "preprocess": clip.preprocess.model_dump(mode="json"),
         "tokenizer": clip.tokenizer.contract.model_dump(mode="json"),
+        "research_only": any(step.get("research_only") for step in clip.provenance),
         "provenance": list(clip.provenance),
+        **support(clip),
     }
 
 
@@ -81,6 +85,7 @@ def _tower(
     num_params = sum(p.numel() for p in tower.parameters())
     shape: dict[str, Any] = {"kind": "transformer", "folded": None}
     if isinstance(config, UpstreamConfig):
+        assert isinstance(tower, UpstreamTower)
         shape = {"kind": config.name, "folded": not needs_folding(tower)}
     keys = ("num_layers", "width", "head_width", "heads", "mlp_width", "activation", "pooling")
     for key in keys:
@@ -115,12 +120,19 @@ def render(facts: dict[str, Any]) -> Group:
     )
     about = Table("", "", box=None, pad_edge=False, show_header=False)
     about.add_row("model", f"{facts['name']} ({_millions(facts['num_params'])} parameters)")
-    about.add_row("licence", facts["license"])
+    only = "; research only, in every bundle made from it" if facts["research_only"] else ""
+    about.add_row("licence", f"{facts['license']}{only}")
     about.add_row("embedding", f"{facts['embed_dim']}, logit scale {facts['logit_scale']:.1f}")
     for part in ("preprocess", "tokenizer"):
         about.add_row(part, ", ".join(f"{k} {_short(v)}" for k, v in facts[part].items()))
     about.add_row("made by", " > ".join(str(step.get("step")) for step in facts["provenance"]))
-    return Group(about, "", towers)
+    uses = Table("", "", box=None, pad_edge=False, show_header=False)
+    for part in ("stages", "exports"):
+        uses.add_row(part, ", ".join(name for name, said in facts[part].items() if said == "yes"))
+        for name, said in facts[part].items():
+            if said != "yes":
+                uses.add_row("", escape(f"not {name}: {said}"))
+    return Group(about, "", towers, "", uses)
 
 
 def _millions(count: int) -> str:
