@@ -3,12 +3,15 @@
 Shapes: B batch, L text tokens, S image side, E embedding.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from compress.clip import Clip
 from compress.data.pairs import Pairs
@@ -66,27 +69,69 @@ class Sampler:
         return [c[int(w * len(c))] for c, w in zip(captions, which, strict=True)]
 
 
-def embed_images(tower: nn.Module, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Unit embeddings in float32, computed in chunks. pixels [B, 3, S, S] -> [B, E]."""
+def embed_images(
+    tower: nn.Module, pixels: Tensor, keep: Tensor | None = None, micro: int | None = None
+) -> Tensor:
+    """Unit embeddings in float32, computed in chunks. pixels [B, 3, S, S] -> [B, E].
+
+    micro: images per chunk whose activations are not kept but computed again (`_recomputed`).
+    """
+    size, run = micro or IMAGE_CHUNK, _recomputed(tower) if micro else tower
     chunks = [
-        tower(pixels[i : i + IMAGE_CHUNK], keep=None if keep is None else keep[i : i + IMAGE_CHUNK])
-        for i in range(0, len(pixels), IMAGE_CHUNK)
+        run(pixels[i : i + size], keep=None if keep is None else keep[i : i + size])
+        for i in range(0, len(pixels), size)
     ]
     return F.normalize(torch.cat(chunks).float(), dim=-1)
 
 
-def embed_texts(tower: nn.Module, tokens: Tensor) -> Tensor:
-    """Unit embeddings in float32. tokens [B, L] -> [B, E].
+def embed_texts(tower: nn.Module, tokens: Tensor, micro: int | None = None) -> Tensor:
+    """Unit embeddings in float32. tokens [B, L] -> [B, E]; `micro` as in `embed_images`.
 
     A causal tower that pools at the end of the text cannot see what follows it: texts are sorted by
     length and cut, which is exact and several times cheaper than full padding.
     """
+    size, run = micro or TEXT_CHUNK, _recomputed(tower) if micro else tower
     if not isinstance(tower, TextTower) or not tower.config.sees_no_padding:
-        return F.normalize(tower(tokens).float(), dim=-1)
+        parts = tokens.split(size) if micro else [tokens]
+        return F.normalize(torch.cat([run(part) for part in parts]).float(), dim=-1)
     lengths = tokens.argmax(dim=-1) + 1
     order = lengths.argsort()
-    chunks = [tower(tokens[rows][:, : int(lengths[rows[-1]])]) for rows in order.split(TEXT_CHUNK)]
+    chunks = [run(tokens[rows][:, : int(lengths[rows[-1]])]) for rows in order.split(size)]
     return F.normalize(torch.cat(chunks).float(), dim=-1)[order.argsort()]
+
+
+def _recomputed(tower: nn.Module) -> Callable[..., Tensor]:
+    """The tower without kept activations: GradCache's two passes (Gao et al., 2021).
+
+    A contrastive loss needs only the embeddings of the whole batch, so each chunk's activations can
+    be computed again when its turn comes in the backward pass, with the same random numbers.
+    Batch norms move their running statistics in the second pass only.
+    """
+
+    def run(*inputs: Tensor, **named: Tensor | None) -> Tensor:
+        found: Tensor = checkpoint(
+            tower,
+            *inputs,
+            use_reentrant=False,
+            context_fn=lambda: (_statistics_at_rest(tower), nullcontext()),
+            **named,
+        )
+        return found
+
+    return run
+
+
+@contextmanager
+def _statistics_at_rest(tower: nn.Module) -> Iterator[None]:
+    norms = [m for m in tower.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    tracked = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, tracks in zip(norms, tracked, strict=True):
+            norm.track_running_stats = tracks
 
 
 @torch.no_grad()

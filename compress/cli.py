@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from compress import cli_store
 from compress.errors import GateFailed, PocketclipError
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a gate failed, 2 bad input, 130 interrupted. "
     "--debug, anywhere, shows the traceback of an error.",
 )
+app.add_typer(cli_store.app, name="store")
 console = Console(highlight=False)
 
 RecipeFile = Annotated[
@@ -47,7 +49,7 @@ def run(recipe: RecipeFile, out: Out = None, overrides: Overrides = None) -> Non
     from compress import runner
 
     loaded = recipes.load(recipe, overrides)
-    runner.run(loaded, out or Path("runs") / loaded.name, say)
+    runner.run_on_all(loaded, out or Path("runs") / loaded.name, say)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from compress.clip import Clip
 from compress.fold import fold
 from compress.manifest import UNAVAILABLE, Job
 from compress.recipe import Recipe, Step
+from compress.train import Training
 from compress.twin import float_twin
 from compress.work import Data, Work
 
@@ -72,8 +74,21 @@ class _Models:
         device = self.recipe.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        seed = self.recipe.seed
-        return Work(self.get(folder), self.get(TEACHER), self.data, device, seed)
+        data, store = self._made_before(folder)
+        return Work(
+            self.get(folder), self.get(TEACHER), data, device, self.recipe.seed, store=store
+        )
+
+    def _made_before(self, folder: str) -> tuple[Data, Path | None]:
+        """The data as a curate stage left it, and the latest reinforced store, up to a stage."""
+        data, store = self.data, None
+        for stage in sorted(self.out.glob("[0-9][0-9]-*")):
+            if stage.name <= folder:
+                if (stage / "curated.tar").exists():
+                    data = replace(self.data, train=[stage / "curated.tar"])
+                if (stage / "store/store.json").exists():
+                    store = stage / "store"
+        return data, store
 
 
 def _open_teacher(models: _Models, folder: Path) -> None:
@@ -95,6 +110,25 @@ def _run_stage(models: _Models, step: Step, parent: str, folder: Path) -> None:
         "seconds": round(time.perf_counter() - started, 2),
     }
     atomic.write_json(folder / "metrics.json", metrics)
+
+
+def joinable(recipe: Recipe, out: Path) -> dict[str, Callable[[Path], None]]:
+    """By folder, the steps that several processes train together: what a later one does there."""
+    models = _Models(recipe, out)
+    found, parent = {}, TEACHER
+    for index, step in enumerate(recipe.stages):
+        folder = f"{index:02d}-{step.name}"
+        if isinstance(step.config, Training):
+            found[folder] = partial(_join_stage, models, step, parent)
+        parent = folder
+    return found
+
+
+def _join_stage(models: _Models, step: Step, parent: str, folder: Path) -> None:
+    """Take part in the training of a stage; the first process saves what comes out."""
+    _seed(models.recipe.seed)
+    models.opened.clear()
+    plugin.find(plugin.STAGES, step.name).run(models.work(parent), step.config, folder)
 
 
 def _run_export(models: _Models, step: Step, parent: str, folder: Path) -> None:

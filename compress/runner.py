@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import benchmarks.report
 import export
-from compress import atomic, estimate
+from compress import atomic, estimate, parallel
 from compress.gates import check_gates
-from compress.jobs import jobs
+from compress.jobs import jobs, joinable
 from compress.manifest import Job, Manifest, locked, open_manifest
 from compress.recipe import Recipe
 
@@ -53,11 +55,34 @@ def run(recipe: Recipe, out: Path, say: Say) -> None:
                 say(f"{job.folder}: up to date")
                 continue
             with _recorded(job, manifest, ran, why, say) as folder:
+                parallel.announce(job.folder)
                 job.action(folder)
         if ran or not (out / "report.html").exists():
             benchmarks.report.write(out)
         say(f"{'report' if ran else 'nothing to do'}: {out / 'report.html'}")
         check_gates(recipe.gates, json.loads((out / "summary.json").read_text())["rows"])
+
+
+def run_on_all(recipe: Recipe, out: Path, say: Say) -> None:
+    """`run`, by all processes that torchrun has started, or by this one."""
+    on_gpu = recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
+    parallel.start("cuda" if on_gpu else "cpu")
+    try:
+        if parallel.rank():
+            follow(recipe, out)
+            return
+        run(recipe, out, say)
+        parallel.announce(None)
+    finally:
+        parallel.stop()
+
+
+def follow(recipe: Recipe, out: Path) -> None:
+    """What the further processes of a torchrun do: train along where the first one trains."""
+    steps = joinable(recipe, out)
+    while (folder := parallel.announce()) is not None:
+        if folder in steps:
+            steps[folder](out / folder)
 
 
 def plan(recipe: Recipe, out: Path) -> list[Planned]:

@@ -96,6 +96,8 @@ class Work:
     """Where training runs: a torch device name."""
     seed: int = 0
     """Already given to torch, numpy and random when a stage starts; for generators of its own."""
+    store: Path | None = None
+    """The reinforced store that an earlier stage of this run has made."""
 
 
 def read_classes(path: Path) -> list[dict[str, str]]:

@@ -17,7 +17,7 @@ from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from compress import atomic
+from compress import atomic, parallel
 from compress.batches import embed_images, embed_texts
 from compress.clip import Clip
 from compress.data.augment import Augment, replay
@@ -57,10 +57,14 @@ def open_store(folder: Path, work: Work, augment: Augment, views: int) -> Embedd
         "seed": work.seed,
     }
     path = folder / FILE
-    tensors = _read(path, identity) if path.exists() else None
-    if tensors is None:
-        tensors = _embed(work, parameters, list(rows))
-        atomic.write_bytes(path, serialise(tensors, {"identity": json.dumps(identity)}))
+
+    def make() -> None:
+        if not path.exists():
+            tensors = _embed(work, parameters, list(rows))
+            atomic.write_bytes(path, serialise(tensors, {"identity": json.dumps(identity)}))
+
+    parallel.once(make)
+    tensors = _read(path, identity)
     return EmbeddingStore(parameters, tensors["images"], tensors["texts"], rows)
 
 

@@ -1,54 +1,60 @@
 """Distillation: the student learns to relate images and texts as its teacher does.
 
-The default is TinyCLIP's affinity mimicking with both scales fixed; a hard CLIP term, feature
-distance (CLIP-KD's FD) and affinity to a bank of all names can be added, each by its weight.
+The default is TinyCLIP's affinity mimicking with both scales fixed; every other loss of
+`objective.py` can be added by its weight. `inherit` learns which weights to keep on the way.
 """
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from compress import losses
-from compress.batches import NameBank, Sampler, embed_images, embed_names, embed_texts
-from compress.clip import Clip
-from compress.data.augment import Augment, replay
-from compress.data.store import EmbeddingStore, open_store
-from compress.errors import PocketclipError
-from compress.phases import Phase, check_phases, kept_patches, phase_at
-from compress.train import Training, autocast, bank_fits_checkpoints, fit, step_generator
+from compress import parallel
+from compress.batches import NameBank, Sampler, embed_names
+from compress.clip import Clip, build
+from compress.data.augment import Augment
+from compress.feed import Feed, open_feed
+from compress.learner import Batch, Learner
+from compress.masks import Inherit
+from compress.model import plain_image_tower
+from compress.objective import ALONE, Objective
+from compress.phases import Phase, check_phases
+from compress.removal import attended
+from compress.stream_feed import Stream
+from compress.train import Training, autocast, bank_fits_checkpoints, fit
 from compress.work import Work
 
 VERSION = 1
 
 
-class Config(Training):
-    """Settings of the distill stage, beside those of the training loop."""
+class Config(Training, Objective):
+    """Settings of the distill stage, beside those of the training loop and the losses' weights."""
 
-    affinity: float = Field(default=1.0, ge=0)
-    """Weight of affinity mimicking within the batch (TinyCLIP); 0 costs nothing."""
-    clip: float = Field(default=0.0, ge=0)
-    """Weight of the hard CLIP loss; TinyCLIP's recipes have none. With all other weights 0 the
-    teacher is not used."""
-    feature: float = Field(default=0.0, ge=0)
-    """Weight of the squared distance to the teacher's embeddings, summed over the embedding width
-    (CLIP-KD's FD times that width); needs equal embedding widths."""
-    bank: float = Field(default=0.0, ge=0)
-    """Weight of image-to-text affinity over a bank of all training names (our addition)."""
     bank_every: int = Field(default=50, ge=1)
     """Steps between refreshes of the student's bank; divides checkpoint_every."""
     scale: float | None = Field(default=50.0, gt=0)
     """Fixed logit scale of the student, TinyCLIP's 50; null learns it from the teacher's."""
-    teacher_scale: float | None = Field(default=50.0, gt=0)
-    """Fixed logit scale of the teacher; null takes the teacher's own."""
-    teacher: Literal["online", "stored"] = "stored"
+    teacher_scale: Annotated[float, Field(gt=0)] | tuple[float, ...] | None = 50.0
+    """Fixed logit scale of the teacher, or one for each; null takes the teachers' own."""
+    teacher: Literal["online", "stored", "reinforced"] = "stored"
     """online: the teacher embeds each step's images. stored: it embeds `views` augmentations of
-    each image once, before training; the student replays those augmentations."""
+    each image once, before training; the student replays those augmentations. reinforced: the store
+    that a reinforce stage has made, of several teachers and with synthetic captions."""
+    store: Path | None = None
+    """The reinforced store of another run; by default that of an earlier stage of this one."""
+    store_digest: str | None = None
+    """Refuse any other reinforced store than the one of this digest (`pocketclip store doctor`)."""
+    stream: Stream | None = None
+    """Read shards while training instead of decoding them into memory: large data sets, with the
+    teacher online, or DataCompDR's reinforced shards."""
+    synthetic: Literal["sum", "mix", "none"] = "sum"
+    """Synthetic captions of a reinforced store. sum: the losses with real and with synthetic
+    captions are added (MobileCLIP). mix: either of them, at random. none: real captions only."""
     views: int = Field(default=4, ge=1)
     """Stored augmentations of each image."""
     augment: Augment = Augment()
@@ -58,6 +64,15 @@ class Config(Training):
     caption, so that the student reads the prompts it will be asked with."""
     phases: tuple[Phase, ...] = ()
     """The student's resolutions over time; the teacher always sees its own."""
+    removal: Literal["attentive"] | None = None
+    """attentive: the patches that a phase keeps are those that a moving average of the student
+    attends to (A-CLIP); by default they are random."""
+    languages: tuple[str, ...] = ()
+    """Languages of the student's captions, drawn from the pairs' labels; the teacher sees its own.
+    Empty: the captions as they are."""
+    inherit: Inherit | None = None
+    """Learn which weights the student keeps, and prune it to them on the way (TinyCLIP, automatic
+    inheritance); null keeps the student's shape."""
 
     @model_validator(mode="after")
     def _resume_is_exact(self) -> "Config":
@@ -65,134 +80,90 @@ class Config(Training):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "Config":
-        if not (self.affinity or self.clip or self.feature or self.bank):
-            raise ValueError("affinity, clip, feature and bank are all 0: nothing to learn from")
+        if not (self.needs_teacher or self.used(*ALONE)):
+            raise ValueError("the weights of all losses are 0: nothing to learn from")
         return self
 
-    @property
-    def needs_teacher(self) -> bool:
-        return bool(self.affinity or self.feature or self.bank)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step's inputs: pixels [B, 3, S, S], kept patches [B, M], tokens [B, L], and the teacher's
-    unit embeddings [B, E]."""
-
-    pixels: Tensor
-    keep: Tensor | None
-    tokens: Tensor
-    teacher_u: Tensor | None
-    teacher_v: Tensor | None
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> "Config":
+        if self.micro_batch_size and self.used("matching", "masked_language"):
+            raise ValueError("micro_batch_size: matching and masked_language need whole batches")
+        if self.inherit and self.inherit.prune_step >= self.steps:
+            given = f"inherit.prune_step ({self.inherit.prune_step})"
+            raise ValueError(f"{given} must come before the last of {self.steps} steps")
+        if self.used("bank") and (self.teacher == "reinforced" or self.stream):
+            raise ValueError("bank needs the teacher itself, and pairs in memory")
+        if self.stream and self.languages:
+            raise ValueError("languages need pairs in memory, with labels")
+        if self.inherit and self.strategy == "fsdp2":
+            raise ValueError("inherit cannot prune weights that fsdp2 has sharded: use ddp")
+        return self
 
 
 def run(work: Work, cfg: Config, out: Path) -> Work:
-    """Train a copy of `work.clip` to mimic `work.teacher`, which may be the same model; continues
-    from a checkpoint in `out`."""
+    """Train a copy of `work.clip` towards `work.teacher`; continues from a checkpoint in `out`."""
     if cfg.template_captions:
         work = replace(work, data=work.data.prompted())
-    student = replace(work.clip, model=copy.deepcopy(work.clip.model))
-    teacher = work.teacher
-    student.model.to(work.device)
-    teacher.model.to(work.device)
-    if cfg.feature and student.model.config.embed_dim != teacher.model.config.embed_dim:
-        raise PocketclipError(
-            f"distill.feature: the student's embedding width {student.model.config.embed_dim} is "
-            f"not the teacher's {teacher.model.config.embed_dim}; set it to 0"
-        )
+    work = replace(work, device=parallel.local_device(work.device))
+    student = replace(work.clip, model=copy.deepcopy(work.clip.model).to(work.device))
+    if cfg.needs_teacher:
+        work.teacher.model.to(work.device)
     check_phases(cfg.phases, student.model.config.vision, "distill")
-    sampler = Sampler(work.data.pairs)
-    batches = Batches(replace(work, clip=student), cfg, sampler, out)
-    names = sampler.names if cfg.bank else []
-    templates = list(work.data.templates)
-    bank = NameBank(student, names, templates, cfg.bank_every)
-    teacher_bank = embed_names(teacher, names, templates) if cfg.bank else torch.zeros(0)
-    teacher_scale = cfg.teacher_scale or float(teacher.model.logit_scale.detach().exp())
-    _start_scale(student, teacher, cfg)
+    feed = open_feed(replace(work, clip=student), cfg, out)
+    _start_scale(student, work.teacher, cfg)
+    learner = Learner(student, cfg, feed.widths, work.teacher.model.config).to(work.device)
+    train(learner, feed, work, cfg, out)
+    state = {n: parallel.whole(t).cpu() for n, t in learner.student.state_dict().items()}
+    work.teacher.model.cpu()
+    step = {"step": "distill", "teacher": work.teacher.name, "data": work.data.digest}
+    model = build(learner.student.config, state, "distill")
+    return replace(work, clip=work.clip.with_model(model, step))
+
+
+def train(learner: Learner, feed: Feed, work: Work, cfg: Config, out: Path) -> None:
+    """Train what `learner` holds on the batches of `feed`."""
+    banks = Banks(learner, work, cfg)
+    wrapped, shape = parallel.wrap(learner, cfg.strategy), learner.student
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        batch = batches.at(step)
-        names_bank = bank.at(step)
-        with autocast(cfg, work.device):
-            u = embed_images(student.model.image, batch.pixels, batch.keep)
-            v = embed_texts(student.model.text, batch.tokens)
-        scale = cfg.scale or student.model.logit_scale.exp().clamp(max=100.0)
-        terms: dict[str, Tensor] = {}
-        if cfg.clip:
-            terms["clip"] = cfg.clip * losses.clip_info_nce(u, v, scale)
-        if batch.teacher_u is not None and batch.teacher_v is not None:
-            t_u, t_v = batch.teacher_u, batch.teacher_v
-            if cfg.affinity:
-                value = losses.affinity_mimicking(u, v, t_u, t_v, scale, teacher_scale)
-                terms["affinity"] = cfg.affinity * value
-            if cfg.feature:
-                value = losses.feature_distance(u, t_u) + losses.feature_distance(v, t_v)
-                terms["feature"] = cfg.feature * u.shape[1] * value
-            if cfg.bank:
-                value = losses.bank_affinity(u, names_bank, t_u, teacher_bank, scale, teacher_scale)
-                terms["bank"] = cfg.bank * value
-        figures = {name: float(term.detach()) for name, term in terms.items()}
-        return torch.stack(list(terms.values())).sum(), figures
+        nonlocal wrapped, shape
+        if learner.student is not shape:  # it has been pruned
+            wrapped, shape = parallel.wrap(learner, cfg.strategy), learner.student
+        if step:
+            learner.move_average_()
+        batch = replace(feed.at(step), bank=banks.at(step))
+        if cfg.removal and batch.keep is not None:
+            batch = _attentive(learner, batch)
+        loss, figures = wrapped(batch, step, autocast(cfg, work.device))
+        return loss, figures
 
-    fit(student.model, step_loss, cfg, work.seed, out)
-    student.model.cpu()
-    teacher.model.cpu()
-    step = {"step": "distill", "teacher": teacher.name, "data": work.data.digest}
-    return replace(work, clip=student.with_model(student.model, step))
+    fit(learner, step_loss, cfg, work.seed, out, learner if cfg.inherit else None)
 
 
-class Batches:
-    """The step's pairs, captions and augmentation, with the teacher's embeddings of them."""
+class Banks:
+    """The student's and the teacher's embeddings of all names, where `bank` counts."""
 
-    def __init__(self, work: Work, cfg: Config, sampler: Sampler, out: Path) -> None:
-        self.work, self.cfg, self.sampler = work, cfg, sampler
-        self.store: EmbeddingStore | None = None
-        if cfg.needs_teacher and cfg.teacher == "stored":
-            self.store = open_store(out / "store", work, cfg.augment, cfg.views)
+    def __init__(self, learner: Learner, work: Work, cfg: Config) -> None:
+        self.learner, self.used = learner, cfg.used("bank")
+        names = Sampler(work.data.pairs).names if self.used else []
+        templates = list(work.data.templates)
+        self.own = NameBank(learner.current, names, templates, cfg.bank_every)
+        if self.used:
+            self.teacher = embed_names(work.teacher, names, templates)
 
-    def at(self, step: int) -> Batch:
-        """The batch of a step, a function of (seed, step) alone."""
-        work, cfg, student = self.work, self.cfg, self.work.clip
-        generator = step_generator(work.seed, step)
-        indices, _ = self.sampler.draw(cfg.batch_size, generator)
-        captions = self.sampler.captions(indices, generator)
-        tokens = student.tokenizer(captions).to(work.device)
-        teacher_u = teacher_v = None
-        if self.store is not None:
-            view = torch.randint(cfg.views, (len(indices),), generator=generator)
-            parameters = self.store.parameters[indices, view]
-            teacher_u = self.store.images[indices, view].float().to(work.device)
-        else:
-            parameters = cfg.augment.draw(len(indices), generator)
-        vision = student.model.config.vision
-        phase = phase_at(cfg.phases, step / cfg.steps, vision)
-        keep = kept_patches(phase, len(indices), vision, generator)
-        images, parameters = work.data.pairs.images[indices], parameters.to(work.device)
-        images = images.to(work.device)
-        pixels = replay(images, parameters, phase.image_size, student.preprocess)
-        if cfg.needs_teacher:
-            if teacher_u is None:
-                teacher_u = self._teacher_images(images, parameters)
-            teacher_v = self._teacher_texts(captions)
-        keep = None if keep is None else keep.to(work.device)
-        return Batch(pixels, keep, tokens, teacher_u, teacher_v)
+    def at(self, step: int) -> tuple[Tensor, Tensor] | None:
+        """Both banks [C, E] for this step."""
+        if not self.used:
+            return None
+        self.own.clip = self.learner.current
+        return self.own.at(step), self.teacher
 
-    @torch.no_grad()
-    def _teacher_images(self, images: Tensor, parameters: Tensor) -> Tensor:
-        teacher = self.work.teacher
-        size = teacher.model.config.vision.image_size
-        with autocast(self.cfg, self.work.device):
-            return embed_images(
-                teacher.model.image, replay(images, parameters, size, teacher.preprocess)
-            )
 
-    @torch.no_grad()
-    def _teacher_texts(self, captions: list[str]) -> Tensor:
-        if self.store is not None:
-            rows = [self.store.rows[caption] for caption in captions]
-            return self.store.texts[rows].float().to(self.work.device)
-        teacher = self.work.teacher
-        return embed_texts(teacher.model.text, teacher.tokenizer(captions).to(self.work.device))
+def _attentive(learner: Learner, batch: Batch) -> Batch:
+    """The batch with the patches kept that the moving average attends to."""
+    assert learner.momentum is not None and batch.keep is not None
+    tower = plain_image_tower(learner.momentum, "distill.removal")
+    return replace(batch, keep=attended(tower, batch.pixels, batch.keep.shape[1]))
 
 
 def _start_scale(student: Clip, teacher: Clip, cfg: Config) -> None:

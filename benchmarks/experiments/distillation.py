@@ -1,0 +1,278 @@
+"""What a student learns from: every way of distillation at equal samples and at equal time.
+
+    python -m benchmarks.experiments.distillation            about an hour on two cores
+    python -m benchmarks.experiments.distillation --quick    minutes; shows only that it works
+
+Each arm trains the quickstart's student (a fifth of the teacher's parameters) on the embedded data,
+three seeds, at three budgets of samples. All teachers' vectors come from one reinforced store, made
+once. Every finished training is kept in runs/distillation, so a stopped experiment continues. At
+the end the cost of a step is measured, with the teacher stored, online and absent, interleaved.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.experiments._distillation_claims import claims as claims
+from compress.atomic import write_json
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes/emoji/quickstart.yaml"
+STUDENT = ROOT / "recipes/emoji/student.json"
+RESULTS = ROOT / "benchmarks/results/distillation.json"
+RUNS = ROOT / "runs/distillation"
+QUICK = ROOT / "runs/distillation-quick"
+SEEDS = (0, 1, 2)
+BUDGETS = (24, 80, 240)
+"""Optimiser steps, of 512 samples; the first is a tenth of the last."""
+LONG = 800
+"""Steps of the best arm's long run."""
+FIGURES = ("top1", "top5", "image_to_text_r1", "text_to_image_r1", "text_to_image_r10")
+
+SHARED = {
+    "batch_size": 512, "optimizer": "muon", "lr": 2.5e-3, "weight_decay": 0.05, "warmup_steps": 10,
+    "augment": {"hue": 0.05, "saturation": 0.35, "grey": 0.05}, "checkpoint_every": 1000,
+    "phases": [{"until": 0.6, "image_size": 32}, {"until": 0.8, "image_size": 64, "keep": 0.5}],
+}  # fmt: skip
+PLAIN = {"affinity": 0.0, "clip": 1.0, "scale": None, "teacher": "online"}
+AFFINITY = {"affinity": 1.0, "teacher": "reinforced", "synthetic": "mix"}
+MIX = {
+    "affinity": 0.0, "clip": 1.0, "divergence": 1.0, "feature": 3.90625 * 2, "interactive": 1.0,
+    "scale": None, "teacher_scale": None, "teacher": "reinforced", "synthetic": "mix",
+}  # fmt: skip
+REINFORCED = {"affinity": 1.0, "teacher": "reinforced", "synthetic": "sum"}
+BEST = {"affinity": 1.0, "feature": 5.0, "teacher": "reinforced", "synthetic": "sum"}
+SHAPE = {"vision": {"width": 128, "layers": 5}, "text": {"width": 96, "layers": 3}}
+HALF = {"vision": {"layers": 5}, "text": {"layers": 3}}
+
+ARMS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
+    "scratch": (None, PLAIN),
+    "affinity": (None, AFFINITY),
+    "CLIP-KD mix": (None, MIX),
+    "reinforced": (None, REINFORCED),
+    "inheritance": (SHAPE, PLAIN),
+    "inheritance + affinity": (SHAPE, AFFINITY),
+    "inheritance + CLIP-KD mix": (SHAPE, MIX),
+    "inheritance + reinforced": (SHAPE, REINFORCED),
+    "auto inheritance + affinity": (HALF, AFFINITY),
+    "all": (SHAPE, BEST),
+}
+"""Arm -> (shape inherited by hand, or None for random weights; settings of distillation)."""
+AUTO, ALL, SCRATCH = "auto inheritance + affinity", "all", "scratch"
+
+
+def inherit_settings(steps: int) -> dict[str, Any]:
+    """Automatic inheritance down to about the student's prunable parameters, in a third of the
+    steps: 20 steps of a small model would not move masks at TinyCLIP's rate.
+    """
+    prune_step = max(2, steps // 3)
+    return {"keep": 0.2, "prune_step": prune_step, "ramp_steps": max(1, prune_step * 3 // 4),
+            "lr": 0.3, "two_sided": True, "multiple_of": 8}  # fmt: skip
+
+
+def train(arm: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
+    """Train one student, measure it on the held-out style, and keep the row."""
+    from compress.clip import TorchEncoder
+    from compress.evaluate import evaluate
+    from compress.stages import distill, inherit
+
+    path = folder / f"{arm.replace(' ', '-')}-{seed}-{steps}.json"
+    if path.exists():
+        return dict(json.loads(path.read_text()))
+    work = open_work(folder, seed)
+    shape, settings = ARMS[arm]
+    settings = {**SHARED, **settings, "steps": steps}
+    if arm == AUTO:
+        settings["inherit"] = inherit_settings(steps)
+    started, cpu = time.perf_counter(), time.process_time()
+    if shape is None:
+        from compress.sources import new
+
+        work = replace(work, clip=new.load(STUDENT))
+    else:
+        work = inherit.run(work, inherit.Config.model_validate(shape), folder)
+    out = folder / path.stem
+    work = distill.run(work, distill.Config.model_validate(settings), out)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    row = {"arm": arm, "seed": seed, "steps": steps, "samples": steps * 512}
+    row |= {"train_seconds": seconds, "train_cpu_seconds": cpu}
+    row["num_params"] = sum(p.numel() for p in work.clip.model.parameters())
+    measured = evaluate(TorchEncoder(work.clip), work.clip, work.data, "held_out_style")
+    row |= {key: measured[key] for key in FIGURES}
+    write_json(path, row)
+    (out / "checkpoint.pt").unlink(missing_ok=True)
+    return row
+
+
+def open_work(folder: Path, seed: int) -> Any:
+    """The quickstart's teacher and data, with the shared store."""
+    import torch
+
+    from compress import plugin
+    from compress import recipe as recipes
+    from compress.work import Work
+
+    torch.manual_seed(seed)
+    recipe = recipes.load(RECIPE)
+    teacher = plugin.source(recipe.model, recipe.folder)
+    store = folder / "store"
+    found = store if store.exists() else None
+    return Work(teacher, teacher, recipe.shards(), "cpu", seed, store=found)
+
+
+def make_store(folder: Path, views: int) -> float:
+    """Reinforce the training data once -> CPU seconds."""
+    from compress.stages import reinforce
+
+    if (folder / "store.json").exists():
+        return float(json.loads((folder / "store.json").read_text())["cpu_seconds"])
+    started = time.process_time()
+    cfg = reinforce.Config.model_validate(
+        {"views": views, "augment": SHARED["augment"], "captions": {"source": "own"}}
+    )
+    reinforce.run(open_work(folder, 0), cfg, folder)
+    seconds = time.process_time() - started
+    write_json(folder / "store.json", {"cpu_seconds": seconds})
+    return seconds
+
+
+def teacher_row(folder: Path) -> dict[str, Any]:
+    """The teacher on the same split."""
+    from compress.clip import TorchEncoder
+    from compress.evaluate import evaluate
+
+    path = folder / "teacher.json"
+    if not path.exists():
+        work = open_work(folder, 0)
+        encoder = TorchEncoder(work.teacher)
+        measured = evaluate(encoder, work.teacher, work.data, "held_out_style")
+        num = sum(p.numel() for p in work.teacher.model.parameters())
+        figures = {key: measured[key] for key in FIGURES}
+        write_json(path, {"arm": "teacher", "num_params": num, **figures})
+    return dict(json.loads(path.read_text()))
+
+
+def step_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """CPU seconds of one whole training step, and of reading the store in it, interleaved."""
+    import torch
+
+    from compress.feed import open_feed
+    from compress.learner import Learner
+    from compress.sources import new
+    from compress.stages import distill
+    from compress.train import autocast
+
+    path = folder / f"steps-{rounds}.json"
+    if path.exists():
+        return list(json.loads(path.read_text()))
+    torch.set_num_threads(1)
+    kinds = {
+        "plain": PLAIN,
+        "reinforced, one caption": {**REINFORCED, "synthetic": "mix"},
+        "reinforced, two captions": REINFORCED,
+        "teacher online": {"affinity": 1.0, "teacher": "online"},
+    }
+    work = replace(open_work(folder, 0), clip=new.load(STUDENT))
+    made = {}
+    for name, settings in kinds.items():
+        full = {**SHARED, **settings, "phases": [], "steps": 1000}
+        cfg = distill.Config.model_validate(full)
+        feed = open_feed(work, cfg, folder)
+        learner = Learner(work.clip, cfg, feed.widths, work.teacher.model.config).train()
+        made[name] = (cfg, feed, learner)
+    rows = []
+    for n in range(rounds + 1):
+        for name, (cfg, feed, learner) in made.items():
+            started = time.process_time()
+            batch = feed.at(n)
+            fed = time.process_time()
+            loss, _ = learner(batch, n, autocast(cfg, "cpu"))
+            loss.backward()
+            learner.zero_grad()
+            ended = time.process_time()
+            read = _reading(feed, batch) if "reinforced" in name else 0.0
+            if n:  # the first one warms up
+                rows.append({"step": name, "round": n, "cpu_seconds": ended - started,
+                             "feed_seconds": fed - started, "store_seconds": read})  # fmt: skip
+    write_json(path, rows)
+    return rows
+
+
+def _reading(feed: Any, batch: Any) -> float:
+    """CPU seconds of looking up a batch's vectors and parameters in the store."""
+    import torch
+
+    keys = feed.work.data.pairs.keys[: len(batch.pixels)]
+    views = torch.zeros(len(keys), dtype=torch.long)
+    started = time.process_time()
+    feed.store.parameters(keys, views)
+    feed._teachers(keys, views, [0] * len(keys))
+    if batch.synthetic is not None:
+        feed._teachers(keys, views, [0] * len(keys))
+    return time.process_time() - started
+
+
+def jobs(quick: bool) -> list[tuple[str, int, int]]:
+    """(arm, seed, steps) of every training, the short ones first."""
+    if quick:
+        return [(arm, 0, 4) for arm in ARMS]
+    found = [(arm, seed, n) for n in BUDGETS for arm in ARMS for seed in SEEDS]
+    return found + [(ALL, seed, LONG) for seed in SEEDS]
+
+
+def in_process_of_its_own(job: tuple[str, int, int], folder: Path) -> dict[str, Any]:
+    """Train one arm with one thread; two of them share two cores without disturbing each other."""
+    arm, seed, steps = job
+    path = folder / f"{arm.replace(' ', '-')}-{seed}-{steps}.json"
+    if not path.exists():
+        call = f"train({arm!r}, {seed}, {steps}, Path({str(folder)!r}))"
+        code = f"from pathlib import Path; from {__spec__.name} import train; {call}"
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        with path.with_suffix(".log").open("w") as log:
+            done = subprocess.run(
+                [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=log, stderr=log
+            )
+        if done.returncode:
+            sys.exit(f"{arm}, seed {seed} failed: see {path.with_suffix('.log')}")
+    return dict(json.loads(path.read_text()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help=f"4 steps; writes into {QUICK.name}")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    given = parser.parse_args()
+    folder = QUICK if given.quick else RUNS
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [teacher_row(folder)]
+    rows[0]["store_cpu_seconds"] = make_store(folder, 1 if given.quick else 4)
+    with ThreadPoolExecutor(given.jobs) as pool:
+        rows += pool.map(lambda job: in_process_of_its_own(job, folder), jobs(given.quick))
+    rows += step_rows(folder, 1 if given.quick else 8)
+    result = {
+        "command": "python -m benchmarks.experiments.distillation"
+        + (" --quick" if given.quick else ""),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "seeds": list(SEEDS),
+        "rows": rows,
+        "claims": claims(rows),
+    }
+    write_json(QUICK / "distillation.json" if given.quick else RESULTS, result)
+    for claim in result["claims"]:
+        verdict = "holds" if claim["holds"] else "FALLS SHORT"
+        print(f"{claim['name']}: {claim['value']:.3f} (goal {claim['goal']:g}) {verdict}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""What a step of distillation learns from: pairs, captions and augmentation, with the teacher's
+embeddings of them, as a function of (seed, step) alone.
+
+Shapes: B pairs of the whole batch, b of this process, E embedding.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from compress import parallel
+from compress.batches import Sampler, embed_images, embed_texts
+from compress.data.augment import replay
+from compress.data.store import EmbeddingStore, open_store
+from compress.errors import PocketclipError
+from compress.learner import Batch
+from compress.losses import TeacherFeatures
+from compress.phases import Phase, kept_patches, phase_at
+from compress.structure import UpstreamVision, VisionConfig
+from compress.train import autocast, step_generator
+from compress.work import Work
+
+if TYPE_CHECKING:
+    from compress.stages.distill import Config
+
+Vision = VisionConfig | UpstreamVision
+
+
+class Feed(Protocol):
+    """A source of batches."""
+
+    widths: tuple[int, ...]
+    """Embedding widths of the teachers."""
+
+    def at(self, step: int) -> Batch:
+        """The batch of a step, a function of (seed, step) alone."""
+        ...
+
+
+def open_feed(work: Work, cfg: "Config", out: Path) -> "Feed":
+    """The source that the settings ask for."""
+    if cfg.stream is not None:
+        from compress.stream_feed import StreamedBatches
+
+        return StreamedBatches(work, cfg, cfg.stream)
+    if cfg.teacher == "reinforced":
+        from compress.reinforced_feed import ReinforcedBatches
+
+        return ReinforcedBatches(work, cfg, Sampler(work.data.pairs))
+    return Batches(work, cfg, Sampler(work.data.pairs), out)
+
+
+class Batches:
+    """Pairs in memory, and the recipe's model as the teacher: online, or stored before training."""
+
+    def __init__(self, work: Work, cfg: "Config", sampler: Sampler, out: Path) -> None:
+        self.work, self.cfg, self.sampler = work, cfg, sampler
+        self.store: EmbeddingStore | None = None
+        self.widths: tuple[int, ...] = (work.teacher.model.config.embed_dim,)
+        self.scale = teacher_scales(cfg.teacher_scale, [scale_of(work)])[0]
+        if cfg.languages:
+            check_languages(sampler, cfg.languages)
+        if cfg.needs_teacher and cfg.teacher == "stored":
+            self.store = open_store(out / "store", work, cfg.augment, cfg.views)
+
+    def at(self, step: int) -> Batch:
+        work, cfg, student = self.work, self.cfg, self.work.clip
+        generator = step_generator(work.seed, step)
+        indices, _ = self.sampler.draw(cfg.batch_size, generator)
+        captions = self.sampler.captions(indices, generator)
+        own = parallel.own_rows(len(indices))
+        teacher_u = None
+        if self.store is not None:
+            view = torch.randint(cfg.views, (len(indices),), generator=generator)
+            parameters = self.store.parameters[indices, view]
+            teacher_u = self.store.images[indices, view][own].float().to(work.device)
+        else:
+            parameters = cfg.augment.draw(len(indices), generator)
+        vision = student.model.config.vision
+        phase = phase_at(cfg.phases, step / cfg.steps, vision)
+        keep = own_patches(phase, len(indices), vision, generator, work.device)
+        indices, captions, parameters = indices[own], captions[own], parameters[own]
+        images = work.data.pairs.images[indices].to(work.device)
+        parameters = parameters.to(work.device)
+        pixels = replay(images, parameters, phase.image_size, student.preprocess)
+        teachers: tuple[TeacherFeatures, ...] = ()
+        if cfg.needs_teacher:
+            if teacher_u is None:
+                teacher_u = self._teacher_images(images, parameters)
+            teacher_v = self._teacher_texts(captions)
+            bias = work.teacher.model.logit_bias
+            fixed = 0.0 if bias is None else float(bias.detach())
+            teachers = (TeacherFeatures(teacher_u, teacher_v, self.scale, fixed),)
+        if cfg.languages:
+            captions = translated(self.sampler, indices, captions, cfg.languages, generator, own)
+        masked = masked_patches(cfg, phase, vision, generator, work.device)
+        tokens = student.tokenizer(captions).to(work.device)
+        return Batch(pixels, keep, tokens, teachers, masked)
+
+    @torch.no_grad()
+    def _teacher_images(self, images: Tensor, parameters: Tensor) -> Tensor:
+        teacher = self.work.teacher
+        size = teacher.model.config.vision.image_size
+        with autocast(self.cfg, self.work.device):
+            return embed_images(
+                teacher.model.image, replay(images, parameters, size, teacher.preprocess)
+            )
+
+    @torch.no_grad()
+    def _teacher_texts(self, captions: list[str]) -> Tensor:
+        if self.store is not None:
+            rows = [self.store.rows[caption] for caption in captions]
+            return self.store.texts[rows].float().to(self.work.device)
+        teacher = self.work.teacher
+        return embed_texts(teacher.model.text, teacher.tokenizer(captions).to(self.work.device))
+
+
+def scale_of(work: Work) -> float:
+    """The scale that the recipe's model has learnt."""
+    return float(work.teacher.model.logit_scale.detach().exp())
+
+
+def teacher_scales(
+    given: float | Sequence[float] | None, learnt: Sequence[float]
+) -> tuple[float, ...]:
+    """One scale for each teacher: the recipe's, or their own."""
+    if given is None:
+        return tuple(learnt)
+    scales = [given] * len(learnt) if isinstance(given, float) else list(given)
+    if len(scales) != len(learnt):
+        raise PocketclipError(
+            f"distill.teacher_scale: {len(scales)} scales for {len(learnt)} teachers; give one for "
+            "each, or one for all"
+        )
+    return tuple(scales)
+
+
+def masked_patches(
+    cfg: "Config", phase: Phase, vision: Vision, generator: Generator, device: str
+) -> Tensor | None:
+    """This process's patches to keep for `masked_feature`: [b, M]; None where it is not used."""
+    if not cfg.used("masked_feature"):
+        return None
+    sparse = phase.model_copy(update={"keep": 1 - cfg.mask_share})
+    kept = kept_patches(sparse, cfg.batch_size, vision, generator)
+    return None if kept is None else kept[parallel.own_rows(cfg.batch_size)].to(device)
+
+
+def own_patches(
+    phase: Phase, num: int, vision: Vision, generator: Generator, device: str
+) -> Tensor | None:
+    """This process's share of the random patches that a phase keeps: [b, M], or None for all."""
+    keep = kept_patches(phase, num, vision, generator)
+    return None if keep is None else keep[parallel.own_rows(num)].to(device)
+
+
+def check_languages(sampler: Sampler, languages: Sequence[str]) -> None:
+    """Refuse a language that no training pair has a label in."""
+    known = {language for labels in sampler.pairs.labels for language in labels}
+    missing = [language for language in languages if language not in known | {"en"}]
+    if missing:
+        raise PocketclipError(
+            f"distill.languages: no training pair has labels in {', '.join(missing)} (there is: "
+            f"{', '.join(sorted(known)) or 'nothing'})"
+        )
+
+
+def translated(
+    sampler: Sampler,
+    indices: Tensor,
+    captions: list[str],
+    languages: Sequence[str],
+    generator: Generator,
+    own: slice,
+) -> list[str]:
+    """The student's captions in a random language each; `en`, or no label, keeps the caption."""
+    draw = torch.randint(len(languages), (own.stop + 1,), generator=generator)  # same for all
+    chosen = draw[: len(captions)].tolist()
+    labels = [sampler.pairs.labels[index] for index in indices.tolist()]
+    return [
+        label.get(languages[n], caption)
+        for label, caption, n in zip(labels, captions, chosen, strict=True)
+    ]

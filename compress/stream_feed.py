@@ -1,0 +1,240 @@
+"""Batches streamed from webdataset shards, of plain pairs or of DataCompDR's reinforced samples.
+
+Shapes: B pairs of the whole batch, b of this process, E embedding.
+"""
+
+import random
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from compress import parallel
+from compress.batches import embed_images, embed_texts
+from compress.data import datacompdr, param_aug
+from compress.data.decode import DAMAGED, decode
+from compress.data.param_aug import Crops
+from compress.data.shards import BadSampleError, BadSamples, Member, make_sample
+from compress.data.stream import Source, expand_shards
+from compress.errors import PocketclipError
+from compress.feed import masked_patches, own_patches, scale_of, teacher_scales
+from compress.learner import Batch
+from compress.losses import TeacherFeatures
+from compress.phases import phase_at
+from compress.preprocess import Preprocess, flatten
+from compress.train import autocast, step_generator
+from compress.work import Work
+
+if TYPE_CHECKING:
+    from compress.stages.distill import Config
+
+
+class StreamSource(BaseModel):
+    """Shards, and how much of each batch they make."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shards: tuple[str, ...]
+    """Paths relative to the working directory, globs, brace ranges, https:// or pipe:COMMAND."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of each batch, relative to the other sources' weights."""
+
+
+class Stream(BaseModel):
+    """Training from shards that do not fit in memory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sources: tuple[StreamSource, ...] = ()
+    """What is mixed into each batch; empty: the recipe's `data.train`."""
+    samples_per_shard: int | None = Field(default=None, ge=1)
+    """Taken as the size of every shard; null counts them, which reads all headers first."""
+    cache: Path | None = None
+    """Folder for copies of remote shards; it must hold all of them, or be emptied from outside."""
+    crops: Crops = Crops()
+    """Augmentation of samples that have none stored."""
+    teacher_widths: tuple[int, ...] = ()
+    """Embedding widths of the teachers in DataCompDR shards, in their order: 768, 768 as published.
+    Empty for shards without embeddings, where the recipe's model teaches online."""
+    bad_samples: int = Field(default=0, ge=0)
+    """Damaged samples that may be replaced, for each process, before training stops."""
+    threads: int = Field(default=4, ge=1)
+    """Threads that decode and augment."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """One sample of a batch."""
+
+    picture: Image.Image
+    """Augmented, RGB, at the teacher's or the student's side."""
+    caption: str
+    entry: param_aug.Entry
+    image: Image.Image
+    """Not augmented, for the teacher online."""
+    synthetic: str | None = None
+    u: Tensor | None = None
+    v: Tensor | None = None
+    v_synthetic: Tensor | None = None
+
+
+class StreamedBatches:
+    """Reads ahead of training by one step, in threads."""
+
+    def __init__(self, work: Work, cfg: "Config", stream: Stream) -> None:
+        self.work, self.cfg, self.stream = work, cfg, stream
+        given = stream.sources or (StreamSource(shards=tuple(map(str, work.data.train))),)
+        self.sources = [
+            Source(
+                expand_shards(source.shards),
+                work.seed * 1_000 + n,
+                stream.cache,
+                stream.samples_per_shard,
+            )
+            for n, source in enumerate(given)
+        ]
+        self.quotas = shares(cfg.batch_size, [source.weight for source in given])
+        self.bad = BadSamples(stream.bad_samples)
+        self.pool = ThreadPoolExecutor(stream.threads)
+        self.ahead: dict[int, list[Future[Streamed]]] = {}
+        online = (work.teacher.model.config.embed_dim,)
+        self.widths: tuple[int, ...] = stream.teacher_widths or online
+        learnt = [scale_of(work)] * len(self.widths)
+        if stream.teacher_widths and cfg.teacher_scale is None:
+            raise PocketclipError("distill.teacher_scale: stored vectors do not tell it; set it")
+        self.scales = teacher_scales(cfg.teacher_scale, learnt)
+
+    def at(self, step: int) -> Batch:
+        """The batch of a step, a function of (seed, step) alone."""
+        work, cfg = self.work, self.cfg
+        futures = self.ahead.pop(step, None) or self._submit(step)
+        if step + 1 < cfg.steps:
+            self.ahead = {step + 1: self._submit(step + 1)}
+        samples = [future.result() for future in futures]
+        vision = work.clip.model.config.vision
+        phase = phase_at(cfg.phases, step / cfg.steps, vision)
+        generator = step_generator(work.seed, step)
+        keep = own_patches(phase, cfg.batch_size, vision, generator, work.device)
+        masked = masked_patches(cfg, phase, vision, generator, work.device)
+        pixels = self._pixels([s.picture for s in samples], phase.image_size)
+        teachers, others = self._teachers(samples)
+        captions = [sample.caption for sample in samples]
+        second = None
+        if others:
+            words = [sample.synthetic or sample.caption for sample in samples]
+            second = work.clip.tokenizer(words).to(work.device)
+        tokens = work.clip.tokenizer(captions).to(work.device)
+        return Batch(pixels, keep, tokens, teachers, masked, second, others)
+
+    def _submit(self, step: int) -> list[Future[Streamed]]:
+        places = [
+            (source, step * quota + n)
+            for source, quota in zip(self.sources, self.quotas, strict=True)
+            for n in range(quota)
+        ]
+        own = places[parallel.own_rows(self.cfg.batch_size)]
+        return [self.pool.submit(self._read, source, position) for source, position in own]
+
+    def _read(self, source: Source, position: int) -> Streamed:
+        """The sample at a position, or the next sound one of its shard."""
+        for ahead in range(self.stream.bad_samples + 1):
+            place, members = source.read(position, ahead)
+            try:
+                chance = random.Random(repr((source.seed, position)))
+                return self._sample(place.rpartition(": ")[2], members, chance)
+            except (BadSampleError, PocketclipError, *DAMAGED) as error:
+                self.bad.add(f"{place}: {error}")
+        raise PocketclipError(f"{place}: no sound sample follows")
+
+    def _sample(self, key: str, members: dict[str, bytes], chance: random.Random) -> Streamed:
+        if "paug.json" in members:
+            return self._reinforced(key, members, chance)
+        found = [Member(key, suffix, f"{key}.{suffix}", c) for suffix, c in members.items()]
+        sample = make_sample(key, found)
+        image = flatten(sample.image, self.work.clip.preprocess.background)
+        entry = self.stream.crops.draw(image.width, image.height, chance)
+        return Streamed(self._view(image, entry), chance.choice(sample.captions), entry, image)
+
+    def _reinforced(self, key: str, members: dict[str, bytes], chance: random.Random) -> Streamed:
+        record = datacompdr.parse(key, members)
+        if record.image is None or record.caption is None:
+            raise BadSampleError(
+                f"{key}: no image or caption; join them with pocketclip store join"
+            )
+        image = flatten(decode(record.image), self.work.clip.preprocess.background)
+        view = chance.randrange(len(record.param_aug))
+        entry = record.param_aug[view]
+        name = chance.choice(sorted(record.synthetic)) if record.synthetic else None
+        which = chance.randrange(len(record.synthetic[name])) if name else 0
+        return Streamed(
+            self._view(image, entry),
+            record.caption,
+            entry,
+            image,
+            record.synthetic_texts[name][which] if name else None,
+            record.images[view],
+            record.texts[0],
+            record.synthetic[name][which] if name else None,
+        )
+
+    def _view(self, image: Image.Image, entry: param_aug.Entry) -> Image.Image:
+        return _replayed(image, entry, self.work.clip.preprocess)
+
+    def _pixels(self, pictures: Sequence[Image.Image], size: int) -> Tensor:
+        contract = self.work.clip.preprocess.model_copy(update={"size": (size, size)})
+        return torch.stack([contract(picture) for picture in pictures]).to(self.work.device)
+
+    def _teachers(
+        self, samples: list[Streamed]
+    ) -> tuple[tuple[TeacherFeatures, ...], tuple[TeacherFeatures, ...]]:
+        """Teachers of the captions, and of the synthetic ones where they count."""
+        if not self.cfg.needs_teacher:
+            return (), ()
+        if samples[0].u is None:
+            return (self._online(samples),), ()
+        images = self._stacked([sample.u for sample in samples])
+        real = self._features(images, self._stacked([sample.v for sample in samples]))
+        if self.cfg.synthetic == "none" or samples[0].v_synthetic is None:
+            return real, ()
+        return real, self._features(images, self._stacked([s.v_synthetic for s in samples]))
+
+    def _stacked(self, rows: Sequence[Tensor | None]) -> Tensor:
+        return torch.stack([row for row in rows if row is not None]).to(self.work.device)
+
+    def _features(self, images: Tensor, texts: Tensor) -> tuple[TeacherFeatures, ...]:
+        parts = [datacompdr.split_teachers(x, self.widths) for x in (images, texts)]
+        return tuple(
+            TeacherFeatures(u, v, scale) for u, v, scale in zip(*parts, self.scales, strict=True)
+        )
+
+    @torch.no_grad()
+    def _online(self, samples: list[Streamed]) -> TeacherFeatures:
+        """The recipe's model sees the same views at its own size."""
+        teacher, device = self.work.teacher, self.work.device
+        views = [_replayed(s.image, s.entry, teacher.preprocess) for s in samples]
+        pixels = torch.stack([teacher.preprocess(view) for view in views]).to(device)
+        tokens = teacher.tokenizer([sample.caption for sample in samples]).to(device)
+        with autocast(self.cfg, device):
+            u = embed_images(teacher.model.image, pixels)
+            v = embed_texts(teacher.model.text, tokens)
+        return TeacherFeatures(u, v, self.scales[0])
+
+
+def _replayed(image: Image.Image, entry: param_aug.Entry, preprocess: Preprocess) -> Image.Image:
+    return param_aug.replay(image, entry, preprocess.size[0], preprocess.interpolation)
+
+
+def shares(total: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers in proportion to `weights` that add up to `total` (largest remainders)."""
+    exact = [total * weight / sum(weights) for weight in weights]
+    found = [int(value) for value in exact]
+    order = sorted(range(len(exact)), key=lambda n: found[n] - exact[n])
+    for n in order[: total - sum(found)]:
+        found[n] += 1
+    return found
