@@ -19,7 +19,10 @@ CHECKPOINT = "checkpoint.pt"
 class Surgery(Protocol):
     """Cuts a model smaller, once, at the start of step `step`."""
 
-    step: int
+    @property
+    def step(self) -> int:
+        """When."""
+        ...
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameters that decide about the cut, as optimiser groups; empty after it."""

@@ -115,7 +115,8 @@ def _run_stage(models: _Models, step: Step, parent: str, folder: Path) -> None:
 def joinable(recipe: Recipe, out: Path) -> dict[str, Callable[[Path], None]]:
     """By folder, the steps that several processes train together: what a later one does there."""
     models = _Models(recipe, out)
-    found, parent = {}, TEACHER
+    found: dict[str, Callable[[Path], None]] = {}
+    parent = TEACHER
     for index, step in enumerate(recipe.stages):
         folder = f"{index:02d}-{step.name}"
         if isinstance(step.config, Training):

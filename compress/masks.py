@@ -153,7 +153,8 @@ class MaskedNorm(nn.LayerNorm):
 
 def attach_(model: ClipModel, masks: Masks) -> None:
     """Let the masks act on a model in place; names of its parameters stay."""
-    for tower, own in zip(plain_towers(model), (masks.image, masks.text), strict=True):
+    towers: tuple[ImageTower | TextTower, ...] = plain_towers(model)
+    for tower, own in zip(towers, (masks.image, masks.text), strict=True):
         for name, module in list(tower.named_modules()):
             if isinstance(module, nn.LayerNorm):
                 parent, _, last = name.rpartition(".")
@@ -179,7 +180,8 @@ def pruned(model: ClipModel, masks: Masks) -> tuple[ClipModel, dict[str, Cut]]:
     """The smaller model that computes what the masked one does with its gates, and what is left of
     each parameter. Soft gates are multiplied into the weights.
     """
-    weights, cuts = {}, {}
+    weights: dict[str, Tensor] = {}
+    cuts: dict[str, Cut] = {}
     config = model.config.model_dump()
     for side, own in (("image", masks.image), ("text", masks.text)):
         rules = _rules(own)

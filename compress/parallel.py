@@ -99,7 +99,7 @@ def gather(x: Tensor) -> Tensor:
     """x [b, ...] of each process -> [B, ...] of all, with gradients; x itself for one process."""
     if size() == 1:
         return x
-    gathered: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(x)
     return gathered
 
 

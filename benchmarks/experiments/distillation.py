@@ -31,6 +31,7 @@ STUDENT = ROOT / "recipes/emoji/student.json"
 RESULTS = ROOT / "benchmarks/results/distillation.json"
 RUNS = ROOT / "runs/distillation"
 QUICK = ROOT / "runs/distillation-quick"
+MODULE = "benchmarks.experiments.distillation"
 SEEDS = (0, 1, 2)
 BUDGETS = (24, 80, 240)
 """Optimiser steps, of 512 samples; the first is a tenth of the last."""
@@ -182,7 +183,7 @@ def step_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:
         "teacher online": {"affinity": 1.0, "teacher": "online"},
     }
     work = replace(open_work(folder, 0), clip=new.load(STUDENT))
-    made = {}
+    made: dict[str, Any] = {}
     for name, settings in kinds.items():
         full = {**SHARED, **settings, "phases": [], "steps": 1000}
         cfg = distill.Config.model_validate(full)
@@ -235,7 +236,7 @@ def in_process_of_its_own(job: tuple[str, int, int], folder: Path) -> dict[str, 
     path = folder / f"{arm.replace(' ', '-')}-{seed}-{steps}.json"
     if not path.exists():
         call = f"train({arm!r}, {seed}, {steps}, Path({str(folder)!r}))"
-        code = f"from pathlib import Path; from {__spec__.name} import train; {call}"
+        code = f"from pathlib import Path; from {MODULE} import train; {call}"
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with path.with_suffix(".log").open("w") as log:
             done = subprocess.run(

@@ -32,7 +32,7 @@ def share(worker: "Worker", shards: list[int], num_workers: int) -> None:
     # Without what this process has decoded: each worker reads the shards that it can see.
     bare = replace(worker, work=replace(worker.work, data=replace(data)))
     rows = ray.data.from_items([{"shard": number} for number in shards])
-    gpus = {"num_gpus": 1} if worker.work.device.startswith("cuda") else {}
+    gpus: dict[str, Any] = {"num_gpus": 1} if worker.work.device.startswith("cuda") else {}
     made = rows.repartition(max(1, len(shards))).map(
         RemoteWorker, fn_constructor_args=(bare,), concurrency=num_workers, **gpus
     )
