@@ -1,0 +1,50 @@
+"""The distillation experiment's claims, of rows that are easy to check by hand."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks.experiments._distillation_claims import STEPS, claims
+
+
+def arm(name: str, samples: int, top1: float, seconds: float) -> list[dict[str, Any]]:
+    """Two seeds around a mean."""
+    shared = {"arm": name, "samples": samples, "train_cpu_seconds": seconds, "num_params": 20}
+    return [{**shared, "seed": n, "top1": top1 + d} for n, d in enumerate((-0.01, 0.01))]
+
+
+def rows() -> list[dict[str, Any]]:
+    found = [{"arm": "teacher", "top1": 0.5, "num_params": 100}]
+    found += arm("scratch", 100, 0.05, 10.0) + arm("scratch", 1000, 0.2, 100.0)
+    found += arm("affinity", 100, 0.1, 11.0) + arm("affinity", 1000, 0.3, 120.0)
+    found += arm("all", 100, 0.21, 14.0) + arm("all", 1000, 0.45, 140.0)
+    cost = dict(zip(STEPS, (1.0, 1.02, 1.3, 2.6), strict=True))
+    found += [
+        {"step": kind, "round": n, "cpu_seconds": seconds, "store_seconds": 0.013}
+        for kind, seconds in cost.items()
+        for n in range(3)
+    ]
+    return found
+
+
+def test_claims_of_hand_made_rows() -> None:
+    found = {claim["name"]: claim for claim in claims(rows())}
+    ratio = found["samples of 'all' to reach scratch's final top-1, over scratch's samples"]
+    assert ratio["value"] == pytest.approx(0.1) and ratio["holds"]
+    kept = found["held-out-style top-1 of 'all' (5.0x smaller) over the teacher's"]
+    assert kept["value"] == pytest.approx(0.9) and not kept["holds"]
+    # at scratch's 100 seconds, affinity has seen 100 samples: its larger run took 120
+    same_time = found["'affinity' over scratch at equal time, top-1"]
+    assert same_time["value"] == pytest.approx(-0.1) and not same_time["holds"]
+    cost = found[f"cost of a step, {STEPS[2]}, over a plain CLIP step"]
+    assert cost["value"] == pytest.approx(1.3) and not cost["holds"]
+    assert found[f"cost of a step, {STEPS[2]}, over one with the teacher online"]["holds"]
+    wait = found["share of a reinforced step that reading the store takes"]
+    assert wait["value"] == pytest.approx(0.01) and wait["holds"]
+    assert all(claim["rows"] for claim in found.values())
+
+
+def test_an_arm_that_never_reaches_scratch_does_not_count() -> None:
+    slow = [row for row in rows() if row.get("arm") != "all"]
+    [ratio] = [c for c in claims(slow) if c["name"].startswith("samples of")]
+    assert ratio["value"] == pytest.approx(1.0) and "'affinity'" in ratio["name"]
