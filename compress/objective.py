@@ -46,6 +46,10 @@ class Objective(BaseModel):
     """Affinity mimicking within the batch (TinyCLIP; with several teachers MobileCLIP's)."""
     off_diagonal: float | Ramp = 1.0
     """Weight of the negatives' part inside `affinity` (DARK anneals it below 0); 1 is all of it."""
+    nested: Weight = 0.0
+    """Affinity of the embeddings' first dimensions alone (Matryoshka), so that they can be cut."""
+    nested_dims: tuple[int, ...] = ()
+    """How many, for `nested`; empty: a quarter, half and all of the embedding width."""
     clip: Weight = 0.0
     """The hard CLIP loss; TinyCLIP's recipes have none. With all other weights 0 the teacher is not
     used."""
@@ -116,7 +120,7 @@ class Objective(BaseModel):
 
 
 FROM_TEACHER = (
-    "affinity", "sigmoid_affinity", "divergence", "feature", "smooth_feature", "masked_feature",
+    "affinity", "nested", "sigmoid_affinity", "divergence", "feature", "smooth_feature", "masked_feature",
     "gradient", "interactive", "augmented", "hard_negatives", "hybrid", "bank",
 )  # fmt: skip
 ALONE = (

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress import losses
+from compress.errors import PocketclipError
 from compress.losses import TeacherFeatures
 from compress.objective import EQUAL_WIDTHS, Objective, weight_at
 
@@ -90,6 +91,14 @@ def _affinity(cfg: Objective, f: Features, parts: Parts, done: float) -> Tensor:
         return losses.multi_teacher_affinity(f.u, f.v, f.teachers, f.scale)
     t = f.teachers[0]
     return losses.affinity_mimicking(f.u, f.v, t.u, t.v, f.scale, t.scale)
+
+
+def _nested(cfg: Objective, f: Features, parts: Parts, done: float) -> Tensor:
+    width, t = f.u.shape[1], f.teachers[0]
+    dims = cfg.nested_dims or (width // 4, width // 2, width)
+    if max(dims) > width:
+        raise PocketclipError(f"distill.nested_dims: {max(dims)} is more than the width {width}")
+    return losses.nested_affinity(f.u, f.v, t.u, t.v, dims, f.scale, t.scale)
 
 
 def _distances(distance: Callable[[Tensor, Tensor], Tensor], f: Features, parts: Parts) -> Tensor:
@@ -175,6 +184,7 @@ TERMS: dict[str, Callable[[Objective, Features, Parts, float], Tensor]] = {
     "affinity": _affinity,
     "feature": lambda cfg, f, parts, done: _distances(losses.feature_distance, f, parts),
     "bank": _bank,
+    "nested": _nested,
     "sigmoid": lambda cfg, f, parts, done: losses.sigmoid_loss(f.u, f.v, f.scale, f.bias),
     "sigmoid_affinity": lambda cfg, f, parts, done: losses.sigmoid_affinity(
         f.u, f.v, f.teachers, f.scale, f.bias

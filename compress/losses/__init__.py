@@ -26,6 +26,7 @@ from compress.losses.features import (
     random_alignment,
     smooth_feature_distance,
 )
+from compress.losses.nested import nested_affinity
 from compress.losses.tokens import masked_language, matching_loss, matching_scores
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "matching_loss",
     "matching_scores",
     "multi_teacher_affinity",
+    "nested_affinity",
     "random_alignment",
     "relational_divergence",
     "sigmoid_affinity",

@@ -27,6 +27,8 @@ def nested_affinity(
     assert dims and max(dims) <= u.shape[1], (dims, u.shape)
     parts = []
     for dim in dims:
-        cut = (F.normalize(x[:, :dim], dim=-1) for x in (u, v))
-        parts.append(affinity_mimicking(*cut, teacher_u, teacher_v, scale, teacher_scale))
+        short_u, short_v = (F.normalize(x[:, :dim], dim=-1) for x in (u, v))
+        parts.append(
+            affinity_mimicking(short_u, short_v, teacher_u, teacher_v, scale, teacher_scale)
+        )
     return torch.stack(parts).mean()
