@@ -120,8 +120,8 @@ class Objective(BaseModel):
 
 
 FROM_TEACHER = (
-    "affinity", "nested", "sigmoid_affinity", "divergence", "feature", "smooth_feature", "masked_feature",
-    "gradient", "interactive", "augmented", "hard_negatives", "hybrid", "bank",
+    "affinity", "nested", "sigmoid_affinity", "divergence", "feature", "smooth_feature",
+    "masked_feature", "gradient", "interactive", "augmented", "hard_negatives", "hybrid", "bank",
 )  # fmt: skip
 ALONE = (
     "clip", "sigmoid", "softened", "matching", "masked_language", "momentum", "self_distillation",
