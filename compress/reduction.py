@@ -122,7 +122,7 @@ class Reducer(nn.Module):
             keys = mean_keys(attention, normed)[:, 1:]
             mix = merge.dominant_contextual(scores, keys, keep - contextual, contextual)
             return mix, (mix > 0).to(mix.dtype)
-        if method == "feather" and self.number:
+        if method == "feather" and not self._whole(num):
             return self._dropping(merge.top(scores, keep), num)
         guard = torch.tensor(self._guarded(num, keep), dtype=torch.int64, device=size.device)
         if method == "feather":
@@ -132,9 +132,9 @@ class Reducer(nn.Module):
         return _both(merge.merging(kept, goes_to, num), size)
 
     def _guarded(self, num: int, keep: int) -> Sequence[int]:
-        """Places of the guarded tokens; after the first site they stand before the others."""
+        """Places of the guarded tokens; once reduced they stand before the others."""
         guard = min(self.config.guard, keep - 1)
-        return range(guard) if self.number else self._places(num)[:guard]
+        return self._places(num)[:guard] if self._whole(num) else range(guard)
 
     def _places(self, num: int) -> list[int]:
         """The order in which grid and random keep places."""
@@ -143,9 +143,13 @@ class Reducer(nn.Module):
             random.Random(f"{self.config.seed} {self.number}").shuffle(order)
             return order
         side = round(num**0.5)
-        # After the first site, tokens already stand in the order of the grid.
-        first = self.number == 0 and side * side == num
-        return merge.spread_order(side) if first else list(range(num))
+        # Once reduced, tokens already stand in the order of the grid.
+        square = self._whole(num) and side * side == num
+        return merge.spread_order(side) if square else list(range(num))
+
+    def _whole(self, num: int) -> bool:
+        """Whether no site before this one has taken or moved a token."""
+        return self.number == 0 or num == self.num_patches
 
     def _scores(self, patches: Tensor) -> Tensor:
         assert self.score is not None

@@ -49,12 +49,12 @@ Call = Callable[[np.ndarray], np.ndarray]
 def model(name: str, tokenizer: Tokenizer) -> Clip:
     """A CLIP with this image tower, random weights, and a text tower that nobody runs."""
     side, patch, width, layers = MODELS[name]
-    shape = {"width": width, "head_width": 64, "heads": (width // 64,) * layers}
+    shape: dict[str, Any] = {"width": width, "head_width": 64, "heads": (width // 64,) * layers}
     vision = VisionConfig(
         image_size=side, patch_size=patch, mlp_width=(4 * width,) * layers, **shape
     )
     length = tokenizer.contract.context_length
-    small = {"width": 64, "head_width": 64, "heads": (1,), "mlp_width": (64,)}
+    small: dict[str, Any] = {"width": 64, "head_width": 64, "heads": (1,), "mlp_width": (64,)}
     text = TextConfig(vocab_size=4096, context_length=length, **small)
     torch.manual_seed(0)
     built = ClipModel(ClipConfig(embed_dim=512, vision=vision, text=text))

@@ -15,6 +15,7 @@ from PIL import Image
 from benchmarks import survival
 from benchmarks.charts import Scale, ticks
 from benchmarks.experiments import _reduction_accuracy as accuracy
+from compress.schedule import Method
 from compress.stages.prune_tokens import Config, reduced, schedule
 from compress.structure import plain_vision
 
@@ -22,7 +23,17 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/reduction.json"
 PAGE = ROOT / "docs/reduction.md"
 PARETO, PICTURE = "reduction-pareto.svg", "reduction-survival.svg"
-SHOWN = ("guarded", "tome", "evit", "feather", "vision_zip", "topk", "fopru_row", "grid", "random")
+SHOWN: tuple[Method, ...] = (
+    "guarded",
+    "tome",
+    "evit",
+    "feather",
+    "vision_zip",
+    "topk",
+    "fopru_row",
+    "grid",
+    "random",
+)
 PICTURES, CELL = 6, 64
 COLOURS = ("#0b6e99", "#c4481c", "#3a7d34", "#7a4fa3", "#a8801f", "#b3326b", "#4d5a66", "#20928a")
 SIGNS = {"higher": "at least", "lower": "at most"}

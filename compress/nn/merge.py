@@ -15,6 +15,8 @@ from torch import Tensor
 
 # Below any cosine or probability: what a token gets that must not be chosen.
 NEVER = -4.0
+# Width of the bell that spread_order uses, in places of the grid.
+SPREAD = 1.5
 
 
 def one_hot(indices: Tensor, num: int) -> Tensor:
@@ -144,20 +146,32 @@ def best_rows(scores: Tensor, side: int, num_kept: int) -> Tensor:
 
 
 def spread_order(side: int) -> list[int]:
-    """All places of a side x side grid, each the farthest from those before it, the centre first.
+    """All places of a side x side grid, each where those before it are felt least.
 
-    The first n are a near-uniform grid for every n (our formulation).
+    Every place is felt as a bell of its distance (void and cluster, Ulichney 1993), mirrored at the
+    borders, so that the first n are near-uniform for every n.
     """
-    points = [(row, column) for row in range(side) for column in range(side)]
-    middle = (side - 1) // 2
-    order = [middle * side + middle]
-    nearest = [math.inf] * len(points)
+    bell = [
+        [
+            sum(math.exp(-((a - image) ** 2) / (2 * SPREAD**2)) for image in _mirrored(b, side))
+            for b in range(side)
+        ]
+        for a in range(side)
+    ]
+    points = [divmod(place, side) for place in range(side * side)]
+    felt = [0.0] * len(points)
+    order: list[int] = []
     while len(order) < len(points):
-        row, column = points[order[-1]]
+        free = (place for place in range(len(points)) if place not in order)
+        row, column = points[chosen := min(free, key=lambda place: round(felt[place], 9))]
+        order.append(chosen)
         for n, (r, c) in enumerate(points):
-            nearest[n] = min(nearest[n], (r - row) ** 2 + (c - column) ** 2)
-        order.append(max(range(len(points)), key=lambda n: nearest[n]))
+            felt[n] += bell[r][row] * bell[c][column]
     return order
+
+
+def _mirrored(place: int, side: int) -> tuple[int, int, int]:
+    return place, -1 - place, 2 * side - 1 - place
 
 
 def _interleave(sources: Tensor, targets: Tensor, first: int) -> Tensor:
