@@ -22,7 +22,7 @@ from tiny import tiny_clip
 from compress.clip import Clip
 from compress.errors import GateFailed, PocketclipError
 from compress.preprocess import Preprocess
-from compress.sources._open_clip import openai_tokenizer
+from compress.sources._text_files import openai_tokenizer
 from compress.tokenizer import Tokenizer
 from export import Unavailable, _goldens, _npm, web
 from export import onnx as portable
