@@ -36,11 +36,19 @@ PRELOADED = ["torch", "numpy", "onnxruntime", "benchmarks.hosts.local"]
 class Worker:
     """A process with one tower loaded. Raises Unavailable where its runtime cannot run here."""
 
-    def __init__(self, artifact: Artifact, cores: list[int], timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        cores: list[int],
+        timeout_seconds: float,
+        tower: "type[Tower] | None" = None,
+    ) -> None:
         self.artifact, self.timeout_seconds = artifact, timeout_seconds
         context = _context()
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, artifact, cores), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(theirs, artifact, cores, tower or Tower), daemon=True
+        )
         with _without_main():
             self._process.start()
         theirs.close()
@@ -143,13 +151,13 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = script
 
 
-def _serve(pipe: Connection, artifact: Artifact, cores: list[int]) -> None:
+def _serve(pipe: Connection, artifact: Artifact, cores: list[int], kind: "type[Tower]") -> None:
     """The life of a worker: load, answer until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; its pipe then closes
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     try:
-        tower = _Tower(artifact)
+        tower = kind(artifact)
     except Unavailable as reason:
         return pipe.send(("unavailable", str(reason)))
     except PocketclipError as error:
@@ -164,8 +172,10 @@ def _serve(pipe: Connection, artifact: Artifact, cores: list[int]) -> None:
         pipe.send(("ok", getattr(tower, question)(*arguments)))
 
 
-class _Tower:
+class Tower:
     """Inside the worker: the loaded tower, its queries, and the clock."""
+
+    device = "cpu"
 
     def __init__(self, artifact: Artifact) -> None:
         import torch
@@ -176,7 +186,7 @@ class _Tower:
         self._memory_before = _resident_bytes()
         _forget_peak()
         start = time.perf_counter_ns()
-        encoder = exporter.load(artifact.folder, threads=artifact.threads)
+        encoder = exporter.load(artifact.folder, self.device, artifact.threads)
         loaded = time.perf_counter_ns()
         encode = getattr(encoder, f"encode_{artifact.tower}")
         self._call, self._inputs = scopes.pipeline(artifact, encode)

@@ -228,14 +228,13 @@ def test_runtime_that_is_not_there_is_a_reason(monkeypatch):
 
     sent = []
     pipe = type("Pipe", (), {"send": lambda self, message: sent.append(message)})()
-    monkeypatch.setattr(local, "_Tower", Tower)
     monkeypatch.setattr(local.signal, "signal", lambda *_: None)
-    local._serve(pipe, artifact("x"), sorted(os.sched_getaffinity(0)))
+    local._serve(pipe, artifact("x"), sorted(os.sched_getaffinity(0)), Tower)
     assert sent == [("unavailable", "macOS only")]
 
 
 def test_waiting_is_no_processor_time():
-    tower = local._Tower.__new__(local._Tower)
+    tower = local.Tower.__new__(local.Tower)
     tower._inputs, tower._next, tower._call = [None], 0, lambda query: time.sleep(0.02)
     (wall, processor), *_ = tower.run(3, 10.0)
     assert wall >= 20 and processor < 10
