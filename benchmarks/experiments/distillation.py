@@ -42,6 +42,7 @@ FIGURES = ("top1", "top5", "image_to_text_r1", "text_to_image_r1", "text_to_imag
 SHARED = {
     "batch_size": 512, "optimizer": "muon", "lr": 2.5e-3, "weight_decay": 0.05, "warmup_steps": 10,
     "augment": {"hue": 0.05, "saturation": 0.35, "grey": 0.05}, "checkpoint_every": 1000,
+    "template_captions": True,
     "phases": [{"until": 0.6, "image_size": 32}, {"until": 0.8, "image_size": 64, "keep": 0.5}],
 }  # fmt: skip
 PLAIN = {"affinity": 0.0, "clip": 1.0, "scale": None, "teacher": "online"}
@@ -138,7 +139,12 @@ def make_store(folder: Path, views: int) -> float:
         return float(json.loads((folder / "store.json").read_text())["cpu_seconds"])
     started = time.process_time()
     cfg = reinforce.Config.model_validate(
-        {"views": views, "augment": SHARED["augment"], "captions": {"source": "own"}}
+        {
+            "views": views,
+            "augment": SHARED["augment"],
+            "captions": {"source": "own", "num": 20},
+            "template_captions": True,
+        }
     )
     reinforce.run(open_work(folder, 0), cfg, folder)
     seconds = time.process_time() - started

@@ -54,6 +54,9 @@ class Config(BaseModel):
     """Random resized crops and RandAugment in place of `augment`: for photos, DataCompDR's way."""
     captions: Captions = Captions()
     """Where synthetic captions come from."""
+    template_captions: bool = False
+    """Whether each pair also has its name in every template of `data.templates` as a caption; set
+    it alike in the distill stage that reads the store."""
     shard_size: int = Field(default=1024, ge=1)
     """Samples of a shard; a stopped run loses one shard at most."""
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -66,7 +69,8 @@ class Config(BaseModel):
 
 def run(work: Work, cfg: Config, out: Path) -> Work:
     """Make the store in `out`, or what is missing of it."""
-    worker = Worker(work, cfg, out / FOLDER)
+    data = work.data.prompted() if cfg.template_captions else work.data
+    worker = Worker(replace(work, data=data), cfg, out / FOLDER)
     reinforced.begin(worker.folder, worker.identity)
     missing = [n for n in range(worker.identity.num_shards) if worker.find(n) is None]
     if cfg.workers:
@@ -81,7 +85,7 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
     if cfg.datacompdr:
         from compress.data.convert import to_datacompdr
 
-        to_datacompdr(store, work.data.pairs, out / "datacompdr", cfg.datacompdr == "pth.gz")
+        to_datacompdr(store, data.pairs, out / "datacompdr", cfg.datacompdr == "pth.gz")
     step = {"step": "reinforce", "store": store.identity.digest}
     return replace(work, clip=work.clip.with_model(work.clip.model, step))
 
