@@ -15,9 +15,9 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ FIGURES = ("top1", "top5", "image_to_text_r1", "text_to_image_r1", "text_to_imag
 SHARED = {
     "batch_size": 512, "optimizer": "muon", "lr": 2.5e-3, "weight_decay": 0.05, "warmup_steps": 10,
     "augment": {"hue": 0.05, "saturation": 0.35, "grey": 0.05}, "checkpoint_every": 1000,
-    "template_captions": True,
     "phases": [{"until": 0.6, "image_size": 32}, {"until": 0.8, "image_size": 64, "keep": 0.5}],
 }  # fmt: skip
 PLAIN = {"affinity": 0.0, "clip": 1.0, "scale": None, "teacher": "online"}
@@ -115,20 +114,26 @@ def train(arm: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     return row
 
 
-def open_work(folder: Path, seed: int) -> Any:
-    """The quickstart's teacher and data, with the shared store."""
-    import torch
-
+@lru_cache(maxsize=1)
+def opened() -> tuple[Any, Any]:
+    """The quickstart's teacher and data, prompts among the captions, decoded once a process."""
     from compress import plugin
     from compress import recipe as recipes
+
+    recipe = recipes.load(RECIPE)
+    return plugin.source(recipe.model, recipe.folder), recipe.shards().prompted()
+
+
+def open_work(folder: Path, seed: int) -> Any:
+    """The input of a stage, with the shared store once it is there."""
+    import torch
+
     from compress.work import Work
 
     torch.manual_seed(seed)
-    recipe = recipes.load(RECIPE)
-    teacher = plugin.source(recipe.model, recipe.folder)
+    teacher, data = opened()
     store = folder / "store"
-    found = store if store.exists() else None
-    return Work(teacher, teacher, recipe.shards(), "cpu", seed, store=found)
+    return Work(teacher, teacher, data, "cpu", seed, store=store if store.exists() else None)
 
 
 def make_store(folder: Path, views: int) -> float:
@@ -143,7 +148,6 @@ def make_store(folder: Path, views: int) -> float:
             "views": views,
             "augment": SHARED["augment"],
             "captions": {"source": "own", "num": 20},
-            "template_captions": True,
         }
     )
     reinforce.run(open_work(folder, 0), cfg, folder)
@@ -236,34 +240,35 @@ def jobs(quick: bool) -> list[tuple[str, int, int]]:
     return found + [(ALL, seed, LONG) for seed in SEEDS]
 
 
-def in_process_of_its_own(job: tuple[str, int, int], folder: Path) -> dict[str, Any]:
-    """Train one arm with one thread; two of them share two cores without disturbing each other."""
-    arm, seed, steps = job
-    path = folder / f"{arm.replace(' ', '-')}-{seed}-{steps}.json"
-    if not path.exists():
-        call = f"train({arm!r}, {seed}, {steps}, Path({str(folder)!r}))"
-        code = f"from pathlib import Path; from {MODULE} import train; {call}"
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        with path.with_suffix(".log").open("w") as log:
-            done = subprocess.run(
-                [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=log, stderr=log
-            )
-        if done.returncode:
-            sys.exit(f"{arm}, seed {seed} failed: see {path.with_suffix('.log')}")
-    return dict(json.loads(path.read_text()))
+def in_processes(num: int, folder: Path, quick: bool) -> None:
+    """Train what is not there yet: `num` processes of one thread each share the trainings."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    running = []
+    for number in range(num):
+        command = [sys.executable, "-m", MODULE, "--jobs", str(num), "--worker", str(number)]
+        with (folder / f"worker-{number}.log").open("w") as log:
+            command += ["--quick"] if quick else []
+            running.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log))
+    if any([process.wait() for process in running]):
+        sys.exit(f"a training failed: see {folder}/worker-*.log")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"4 steps; writes into {QUICK.name}")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--worker", type=int, help="one of them (used by this script itself)")
     given = parser.parse_args()
     folder = QUICK if given.quick else RUNS
     folder.mkdir(parents=True, exist_ok=True)
+    if given.worker is not None:
+        for job in jobs(given.quick)[given.worker :: given.jobs]:
+            train(*job, folder)
+        return
     rows = [teacher_row(folder)]
     rows[0]["store_cpu_seconds"] = make_store(folder, 1 if given.quick else 4)
-    with ThreadPoolExecutor(given.jobs) as pool:
-        rows += pool.map(lambda job: in_process_of_its_own(job, folder), jobs(given.quick))
+    in_processes(given.jobs, folder, given.quick)
+    rows += [train(*job, folder) for job in jobs(given.quick)]
     rows += step_rows(folder, 1 if given.quick else 8)
     result = {
         "command": "python -m benchmarks.experiments.distillation"
