@@ -249,7 +249,8 @@ def in_processes(num: int, folder: Path, quick: bool) -> None:
         with (folder / f"worker-{number}.log").open("w") as log:
             command += ["--quick"] if quick else []
             running.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log))
-    if any([process.wait() for process in running]):
+    failed = [process for process in running if process.wait()]
+    if failed:
         sys.exit(f"a training failed: see {folder}/worker-*.log")
 
 
