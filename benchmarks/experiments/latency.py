@@ -1,0 +1,176 @@
+"""Whether the latencies can be trusted: narrow intervals, the same ranking again, others' figures.
+
+    python -m benchmarks.experiments.latency --bundles FOLDER   about ten minutes on an idle machine
+    python -m benchmarks.experiments.latency --quick            short rounds, two repeats
+
+FOLDER holds bundles (the export folder of a run). The whole benchmark is repeated; then each ONNX
+file is timed as `onnxruntime_perf_test` does it (one process, one query after the other, the mean
+after one warm-up query), and each OpenVINO file by `benchmark_app`, one stream, one thread.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import bundles, machine, run
+from benchmarks.timing import Config
+from compress.atomic import write_json
+from compress.errors import PocketclipError
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks/results/latency.json"
+BUNDLES = ROOT / "runs/quickstart/export"
+REPEATS = 3
+QUICK = Config(processes=1, rounds=4, patience_seconds=0)
+APART = 1.05
+"""Two medians nearer than this are a tie: their order says nothing."""
+
+
+def repeated(folder: Path, cfg: Config, repeats: int) -> list[dict[str, Any]]:
+    """A row for each bundle, tower and repeat."""
+    rows = []
+    for repeat in range(repeats):
+        found = run.bench_bundles([folder], cfg)
+        busy = found["hosts"]["local"]["disturbance"]["cores_busy"]
+        for row in found["timings"]:
+            keep = ("path", "tower", "p50_ms", "p50_ms_ci95", "min_ms", "num_queries", "speedup")
+            figures = {key: row.get(key) for key in keep}
+            rows.append({"repeat": repeat, "cores_busy": busy, **figures})
+            rows[-1]["path"] = Path(row["path"]).name
+    return rows
+
+
+def others(folder: Path, seconds: float) -> list[dict[str, Any]]:
+    """The same files by other tools: mean and median milliseconds."""
+    rows = []
+    for bundle in map(bundles.read, run.bundle_folders(folder)):
+        for tower in bundles.TOWERS:
+            path = bundle.folder / bundle.about[tower]["file"]
+            measure = {".onnx": as_perf_test, ".xml": by_benchmark_app}.get(path.suffix)
+            found = measure(path, bundle, tower, seconds) if measure else None
+            if found:
+                rows.append({"path": bundle.folder.name, "tower": tower, **found})
+    return rows
+
+
+def as_perf_test(path: Path, bundle: Any, tower: str, seconds: float) -> dict[str, Any]:
+    """One session, one warm-up query, then queries in a row."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: bundle.queries(tower)[:1]}
+    session.run(None, feed)
+    samples, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        session.run(None, feed)
+        samples.append(1e3 * (time.perf_counter() - start))
+    mean, median = float(np.mean(samples)), float(np.median(samples))
+    return {"tool": "as onnxruntime_perf_test", "mean_ms": mean, "p50_ms_other": median}
+
+
+def by_benchmark_app(path: Path, bundle: Any, tower: str, seconds: float) -> dict[str, Any] | None:
+    """OpenVINO's own tool; None where it is not installed."""
+    program = shutil.which("benchmark_app")
+    if program is None:
+        return None
+    precision = bundle.about["runtime"].get("inference_precision", "f32")
+    words = [program, "-m", str(path), "-d", "CPU", "-api", "sync", "-hint", "none"]
+    words += ["-nthreads", "1", "-nstreams", "1", "-t", str(max(1, round(seconds)))]
+    done = subprocess.run([*words, "-infer_precision", precision], capture_output=True, text=True)
+    found = re.search(r"Median:\s+([\d.]+) ms", done.stdout)
+    if found is None:
+        raise PocketclipError(f"benchmark_app told no median: {(done.stdout + done.stderr)[-300:]}")
+    return {"tool": "benchmark_app", "p50_ms_other": float(found.group(1))}
+
+
+def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Width of the intervals, rankings that changed, distance to the other tools' figures."""
+    own = [i for i, row in enumerate(rows) if row.get("p50_ms")]
+    widths = {
+        i: (rows[i]["p50_ms_ci95"][1] - rows[i]["p50_ms_ci95"][0]) / rows[i]["p50_ms"] for i in own
+    }
+    found = [_claim("widest 95 % interval of a median", max(widths.values()), 0.03, own)]
+    found.append(
+        _claim("pairs of artifacts whose order changed between repeats", _swaps(rows, own), 0, own)
+    )
+    apart = {
+        i: abs(
+            rows[i]["p50_ms_other"]
+            / np.median([rows[j]["p50_ms"] for j in own if _same(rows, i, j)])
+            - 1
+        )
+        for i, row in enumerate(rows)
+        if row.get("p50_ms_other")
+    }
+    if apart:
+        name = "largest difference to the other tools' medians"
+        found.append(_claim(name, float(max(apart.values())), 0.05, list(apart)))
+    return found
+
+
+def _swaps(rows: list[dict[str, Any]], own: list[int]) -> int:
+    """Pairs of one tower that a repeat puts in one order and another in the opposite one."""
+    changed = set()
+    keys = sorted({(rows[i]["tower"], rows[i]["path"]) for i in own})
+    for n, first in enumerate(keys):
+        for second in keys[n + 1 :]:
+            ratios = [
+                rows[i]["p50_ms"] / rows[j]["p50_ms"]
+                for i in own
+                for j in own
+                if (rows[i]["tower"], rows[i]["path"]) == first
+                and (rows[j]["tower"], rows[j]["path"]) == second
+                and rows[i]["repeat"] == rows[j]["repeat"]
+            ]
+            opposite = max(ratios) > APART and min(ratios) < 1 / APART
+            if first[0] == second[0] and opposite:
+                changed.add((first, second))
+    return len(changed)
+
+
+def _same(rows: list[dict[str, Any]], i: int, j: int) -> bool:
+    return all(rows[i][key] == rows[j][key] for key in ("path", "tower"))
+
+
+def _claim(name: str, value: float, goal: float, rows: list[int]) -> dict[str, Any]:
+    unit = "count" if goal == 0 else "fraction"
+    about = {"name": name, "value": value, "goal": goal, "unit": unit, "better": "lower"}
+    return {**about, "holds": bool(value <= goal), "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--bundles", type=Path, default=BUNDLES)
+    parser.add_argument("--quick", action="store_true", help="writes into runs/latency-quick")
+    given = parser.parse_args()
+    rows = repeated(
+        given.bundles, QUICK if given.quick else Config(), 2 if given.quick else REPEATS
+    )
+    rows += others(given.bundles, 1.0 if given.quick else 5.0)
+    result = {
+        "command": "python -m benchmarks.experiments.latency" + (" --quick" if given.quick else ""),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "seeds": [Config().seed],
+        "rows": rows,
+        "claims": claims(rows),
+    }
+    write_json(ROOT / "runs/latency-quick/latency.json" if given.quick else RESULTS, result)
+    for claim in result["claims"]:
+        verdict = "holds" if claim["holds"] else "FALLS SHORT"
+        print(f"{claim['name']}: {claim['value']:.3f} (goal {claim['goal']:g}) {verdict}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What users would reach for instead: the same teacher, data and metrics, in one interleaved run.
+
+    python -m benchmarks.experiments.peers --ours RUN    RUN: a finished run folder of ours
+    python -m benchmarks.experiments.peers --quick       fewer pictures, rounds and peers
+
+Each peer compresses the embedded teacher in an environment of its own (`benchmarks.peers`); what
+it wrote and the exports of RUN are then evaluated and timed together, in the same runtimes. A peer
+that fails is a row with its reason. What is done is kept in runs/peers.
+"""
+
+import argparse
+import json
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks import bundles, latency, machine
+from benchmarks.accuracy import Accuracy
+from benchmarks.peers import environment, task
+from benchmarks.statistics import summarise
+from benchmarks.timing import Artifact, Config, Timing
+from compress import plugin
+from compress import recipe as recipes
+from compress.atomic import write_json
+from compress.errors import PocketclipError
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes/emoji/quickstart.yaml"
+RESULTS = ROOT / "benchmarks/results/peers.json"
+OURS = ROOT / "runs/quickstart"
+GOAL = 2.5
+QUICK_PEERS = ("ort_dynamic", "ort_static")
+QUICK = Config(processes=1, rounds=4, patience_seconds=0)
+
+
+def compressed(name: str, place: Path) -> dict[str, Any]:
+    """Let one peer do its work, if it has not yet -> seconds and lines, or why there is nothing."""
+    out = place / name / "artifact"
+    if not (out / "bundle.json").exists():
+        log = place / name / "compress.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            python = environment.make(name)
+        except PocketclipError as reason:
+            return {"peer": name, "unavailable": str(reason)[:300]}
+        command = [str(python), "-m", "benchmarks.peers.task", name, str(place / "task"), str(out)]
+        with log.open("w") as output:
+            done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        if done.returncode:
+            last = [line for line in log.read_text().splitlines() if line.strip()][-1:]
+            return {"peer": name, "unavailable": f"failed: {''.join(last)[:300]}"}
+        task.as_bundle(name, place / "task", out)
+    return {"peer": name, "folder": out, **json.loads((out / "result.json").read_text())}
+
+
+def rows(found: list[dict[str, Any]], cfg: Config, accuracy: Accuracy, clip: Any) -> Any:
+    """Accuracy and latency of every artifact, a row for each tower."""
+    opened = [(about, bundles.read(about["folder"], about["peer"])) for about in found]
+    timed = [
+        Timing(Artifact(b.target, b.folder, tower, 1, b.queries(tower)), [])
+        for _, b in opened
+        for tower in bundles.TOWERS
+    ]
+    timings, hosts = latency.measure([t.artifact for t in timed], cfg)
+    result = []
+    for n, (about, bundle) in enumerate(opened):
+        own = accuracy.of_bundle(bundle, clip, bundle.folder.name + bundle.artifact)
+        for tower, row in zip(bundles.TOWERS, own):
+            measured = row["accuracy"].get(accuracy.headline, {})
+            place = 2 * n + bundles.TOWERS.index(tower)
+            baseline = timings[bundles.TOWERS.index(tower)]
+            figures = summarise(timings[place], cfg, baseline)
+            figures.pop("placement", None)
+            result.append(
+                {
+                    "artifact": about["peer"],
+                    "ours": about["ours"],
+                    "target": bundle.target,
+                    "precision": bundle.precision,
+                    "tower": tower,
+                    "size_bytes": bundle.size_bytes(tower),
+                    "top1": measured.get("top1"),
+                    "top1_ci95": measured.get("top1_ci95"),
+                    "image_to_text_r1": measured.get("image_to_text_r1"),
+                    "lines": about.get("lines"),
+                    "compress_seconds": about.get("seconds"),
+                    **figures,
+                }
+            )
+    return result, hosts["local"]["disturbance"]
+
+
+def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Our fastest image tower that is as accurate as a peer's, against the fastest such peer's."""
+    measured = [
+        i
+        for i, row in enumerate(rows)
+        if row.get("tower") == "image" and row.get("p50_ms") and row["artifact"] != "teacher"
+    ]
+    peers = [i for i in measured if not rows[i]["ours"]]
+    pairs = [
+        (i, j)
+        for i in peers
+        for j in measured
+        if rows[j]["ours"] and rows[j]["top1"] >= rows[i]["top1"]
+    ]
+    if not peers or not pairs:
+        return []
+    best = min(peers, key=lambda i: rows[i]["p50_ms"])
+    own = [j for i, j in pairs if i == best] or [j for _, j in pairs]
+    fastest = min(own, key=lambda j: rows[j]["p50_ms"])
+    value = rows[best]["p50_ms"] / rows[fastest]["p50_ms"]
+    return [
+        {
+            "name": "our best image tower over the fastest peer's, at equal or better top-1",
+            "value": value,
+            "goal": GOAL,
+            "unit": "ratio",
+            "better": "higher",
+            "holds": bool(value >= GOAL),
+            "rows": [best, fastest],
+        }
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--ours", type=Path, default=OURS, help="run folder with our exports")
+    parser.add_argument("--quick", action="store_true", help="writes into runs/peers-quick")
+    given = parser.parse_args()
+    place = ROOT / "runs" / ("peers-quick" if given.quick else "peers")
+    overrides = ["evaluate.splits=[held_out_style]"]
+    overrides += ["evaluate.num_images=64"] if given.quick else []
+    recipe = recipes.load(RECIPE, overrides)
+    clip = plugin.source(recipe.model, recipe.folder)
+    data = recipe.shards()
+    task.prepare(clip, data, place / "task")
+    found = [{"peer": "teacher", "ours": False, "folder": place / "task" / "onnx"}]
+    for folder in sorted(given.ours.glob("export/*/bundle.json")):
+        found.append({"peer": f"ours: {folder.parent.name}", "ours": True, "folder": folder.parent})
+    names = QUICK_PEERS if given.quick else environment.names()
+    peers = [compressed(name, place) | {"ours": False} for name in names]
+    found += [peer for peer in peers if "folder" in peer]
+    accuracy = Accuracy(data, recipe.evaluate)
+    accuracy.of_torch(clip, "teacher", "teacher")
+    measured, disturbance = rows(found, QUICK if given.quick else Config(), accuracy, clip)
+    measured += [peer | {"artifact": peer["peer"]} for peer in peers if "unavailable" in peer]
+    result = {
+        "command": "python -m benchmarks.experiments.peers" + (" --quick" if given.quick else ""),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "disturbance": disturbance,
+        "seeds": [task.SEED],
+        "rows": measured,
+        "claims": claims(measured),
+    }
+    write_json(place / "peers.json" if given.quick else RESULTS, result)
+    for row in measured:
+        figure = row.get("unavailable") or f"{row['p50_ms']:.3f} ms, top-1 {row['top1']:.3f}"
+        print(f"{row['artifact']} {row.get('tower', '')}: {figure}")
+
+
+if __name__ == "__main__":
+    main()

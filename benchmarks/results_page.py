@@ -1,0 +1,77 @@
+"""docs/results.md: every committed figure, from the results files alone.
+
+python -m benchmarks.results_page        writes docs/results.md
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from compress import atomic
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+PAGE = ROOT / "docs/results.md"
+FORMATS = {"fraction": "{:.1%}", "ratio": "{:.2f}x", "count": "{:.0f}", "exponent": "{:.2f}"}
+PEERS = ("artifact", "tower", "target", "precision", "size_bytes", "top1", "p50_ms", "speedup")
+TABLES = {
+    "peers": (*PEERS, "lines", "compress_seconds", "unavailable"),
+    "latency": ("path", "tower", "repeat", "p50_ms", "min_ms", "tool", "p50_ms_other"),
+    "scaling": ("curve", "size", "p50_ms", "exponent", "exponent_ci95"),
+}
+"""Columns of the experiments whose rows are shown one by one."""
+
+
+def page(results: dict[str, dict[str, Any]]) -> str:
+    """The whole page, from the contents of the results files by name."""
+    parts = [
+        "# Results",
+        "",
+        "Written by `python -m benchmarks.results_page` from `benchmarks/results/`.",
+    ]
+    for name, result in sorted(results.items()):
+        about = result["machine"]
+        parts += ["", f"## {name.replace('_', ' ').capitalize()}", ""]
+        parts += _claims(result.get("claims", []))
+        parts += _rows(result["rows"], TABLES[name]) if name in TABLES else []
+        parts += [
+            f"`{result['command']}`, {result['date']}, {about['cores']} cores of {about['cpu']}: "
+            f"`benchmarks/results/{name}.json`."
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def _claims(claims: list[dict[str, Any]]) -> list[str]:
+    if not claims:
+        return []
+    lines = ["| figure | goal | measured | |", "|---|---:|---:|---|"]
+    for claim in claims:
+        sign = "at least" if claim["better"] == "higher" else "at most"
+        goal, value = (_figure(claim[key], claim["unit"]) for key in ("goal", "value"))
+        verdict = "" if claim["holds"] else "falls short"
+        lines.append(f"| {claim['name']} | {sign} {goal} | {value} | {verdict} |")
+    return [*lines, ""]
+
+
+def _figure(value: float, unit: str) -> str:
+    return FORMATS[unit].format(value) if unit in FORMATS else f"{value:.4g} {unit}"
+
+
+def _rows(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> list[str]:
+    """The rows as a table; columns that no row has are left out."""
+    shown = [key for key in columns if any(row.get(key) is not None for row in rows)]
+    lines = ["| " + " | ".join(key.replace("_", " ") for key in shown) + " |"]
+    lines.append("|" + "---|" * len(shown))
+    lines += ["| " + " | ".join(_cell(row.get(key)) for key in shown) + " |" for row in rows]
+    return [*lines, ""]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(_cell(part) for part in value)
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    atomic.write_text(PAGE, page(found))
