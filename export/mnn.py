@@ -20,7 +20,7 @@ from export import onnx as portable
 VERSION = 1
 REQUIRES = "mnn"
 
-MIN_COSINE = {"fp32": 0.9999, "w8": 0.999, "w4": 0.95}
+MIN_COSINE = {"fp32": 0.9999, "w8": 0.999, "w4": 0.7}
 # One scale per output column in 8 bits; 4 bits need one per 32 weights of a column.
 QUANTIZATION = {
     "fp32": [],
@@ -40,8 +40,8 @@ class Config(BaseModel):
     """fp32; w8 and w4: matrices and patch projection in 8 bits (a scale per column) or 4 bits (a
     scale per 32 weights), the token table and the arithmetic in float."""
     min_cosine: float | None = Field(default=None, ge=-1, le=1)
-    """Parity gate, worst cosine to the torch model; None: 0.9999 for fp32, 0.999 for w8, 0.95 for
-    w4, whose error grows as matrices get narrower."""
+    """Parity gate, worst cosine to the torch model; None: 0.9999 for fp32, 0.999 for w8, 0.7 for
+    w4, which only catches what is broken: 4 bits cost a narrow model much, a wide one little."""
 
 
 class MnnEncoder:

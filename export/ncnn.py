@@ -6,7 +6,6 @@ and the text tower finds its pooled token by a second, one-column embedding.
 Shapes: N tokens, L text tokens, D width, H heads, K head width, E embedding.
 """
 
-import copy
 import importlib.util
 import platform
 import subprocess
@@ -25,6 +24,7 @@ from compress.clip import Clip
 from compress.layers import Attention, AttentionPool
 from compress.model import TextTower
 from export import Unavailable, _batches, _bundle
+from export import onnx as portable
 
 VERSION = 1
 REQUIRES = "ncnn"
@@ -71,11 +71,7 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
     _require("ncnn", "pnnx")
     with _bundle.writing(clip, out, spec(cfg)) as folder:
         for tower in _bundle.TOWERS:
-            length = clip.tokenizer.contract.context_length
-            example = {
-                "image": torch.zeros(1, 3, *clip.preprocess.size),
-                "text": torch.zeros(1, length, dtype=torch.int32),
-            }[tower]
+            example = portable.example(clip, tower, batch=1)
             convert(rewritten(clip, tower), example, folder, tower, cfg.precision == "fp16")
 
 
@@ -128,6 +124,8 @@ class _SplitAttention(nn.Module):
 class _SplitPool(nn.Module):
     """Attention pooling with a projection each for k and v."""
 
+    query: Tensor
+
     def __init__(self, pool: AttentionPool) -> None:
         super().__init__()
         self.pool, self.heads, self.head_width = pool, pool.heads, pool.head_width
@@ -166,31 +164,21 @@ class _EndPooling(nn.Module):
         return (first @ x).reshape(1, x.shape[-1])
 
 
-class _Unit(nn.Module):
-    """A tower with its L2 normalisation, as one graph."""
-
-    def __init__(self, tower: nn.Module) -> None:
-        super().__init__()
-        self.tower = tower
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(self.tower(x), dim=-1)
-
-
 def rewritten(clip: Clip, tower: str) -> nn.Module:
     """One tower, normalised, for a batch of 1, computing the same with ncnn's layers."""
-    module = copy.deepcopy(getattr(clip.model, tower)).cpu().float()
-    for parent in list(module.modules()):
+    unit = portable.unit(clip, tower)
+    for parent in list(unit.modules()):
         for name, child in list(parent.named_children()):
             if type(child) in SPLIT:
                 setattr(parent, name, SPLIT[type(child)](child))
-    if isinstance(module, TextTower) and module.config.pooling in ("argmax", "end"):
+    module = unit.get_submodule("tower")
+    if isinstance(module, TextTower) and _pools_at_end(module):
         config = module.config
         end = _end_id(clip) if config.pooling == "argmax" else config.end_id
         module.pooling = _EndPooling(config.vocab_size, config.context_length, end)
         # Shadows the method; a plain assignment would only register another child.
         object.__setattr__(module, "_pooled", module.pooling)
-    return _Unit(module).eval()
+    return unit.eval()
 
 
 def convert(module: nn.Module, example: Tensor, folder: Path, tower: str, half: bool) -> None:
@@ -230,6 +218,10 @@ def _named(param: str, tower: str) -> str:
         " ".join(names.get(word, word) for word in line.split()) for line in param.splitlines()
     ]
     return "\n".join(lines) + "\n"
+
+
+def _pools_at_end(tower: TextTower) -> bool:
+    return tower.class_token is None and tower.config.pooling in ("argmax", "end")
 
 
 def _end_id(clip: Clip) -> int:

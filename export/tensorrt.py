@@ -5,11 +5,7 @@ runs native code. `load` builds what is missing and keeps it in this user's cach
 will do: `tensorrt`, or `tensorrt-rtx`, which also builds where there is no GPU.
 """
 
-import hashlib
-import importlib
-import importlib.util
 import platform
-import stat
 import time
 from importlib import metadata
 from pathlib import Path
@@ -20,19 +16,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from compress import atomic
 from compress.clip import Clip
-from compress.errors import GateFailed
 from export import Unavailable, _batches, _bundle, _calibration
 from export import onnx as portable
+from export._engines import PACKAGES, Engine, build, module
 
 VERSION = 1
 REQUIRES = "tensorrt"
 
-# Modules by their packages; the first that is installed is used.
-PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 MIN_COSINE = {"fp16": 0.999, "int8": 0.9, "fp8": 0.9}
-CACHE = Path(".cache") / "pocketclip" / "engines"
 
 
 class Config(BaseModel):
@@ -68,7 +60,7 @@ class TrtEncoder:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.image, self.text = (_Engine(folder / f"{tower}.onnx") for tower in _bundle.TOWERS)
+        self.image, self.text = (Engine(folder / f"{tower}.onnx") for tower in _bundle.TOWERS)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels [B, 3, H, W] float32 -> [B, E] float32, unit length."""
@@ -140,14 +132,6 @@ def spec(cfg: Config, runtime: dict[str, Any]) -> _bundle.Spec:
     )
 
 
-def module() -> Any:
-    """The TensorRT that is installed here; Unavailable without one."""
-    for name in PACKAGES:
-        if importlib.util.find_spec(name):
-            return importlib.import_module(name)
-    raise Unavailable("TensorRT is not installed: pip install 'pocketclip[tensorrt]'")
-
-
 def typed(plain: Any, tower: str, cfg: Config, samples: _calibration.Calibration | None) -> Any:
     """The portable float32 graph -> the graph with the types that TensorRT shall use."""
     from export import _half, _qdq
@@ -158,82 +142,6 @@ def typed(plain: Any, tower: str, cfg: Config, samples: _calibration.Calibration
     kind = _qdq.INT8 if cfg.precision == "int8" else _qdq.FP8
     rows = [np.repeat(row, cfg.batch, axis=0) for row in samples.rows(tower)]
     return _half.rewrite(_qdq.rewrite(plain, _qdq.ranges(plain, rows), kind))
-
-
-def build(path: Path, capability: str | None) -> bytes:
-    """A graph -> an engine for `capability` (SM89); None is the GPU that is here.
-
-    Raises GateFailed with TensorRT's words where it refuses the graph.
-    """
-    trt = module()
-    logger = _logger(trt)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
-        raise GateFailed(f"TensorRT cannot parse {path.name}: {parser.get_error(0).desc()}")
-    config = builder.create_builder_config()
-    if capability is not None:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise GateFailed(f"TensorRT cannot build {path.name}: {'; '.join(logger.said[-2:])}")
-    return bytes(plan)
-
-
-def engine(path: Path) -> bytes:
-    """The engine of a graph for the GPU that is here: from this user's cache, or built into it.
-
-    The key is package and version, GPU, driver and the graph's hash. A cache that others may write
-    to is refused: an engine is native code.
-    """
-    trt = module()
-    key = [trt.__name__, trt.__version__, torch.cuda.get_device_name(0), torch.version.cuda or ""]
-    key += [str(torch.cuda.get_device_capability(0)), atomic.sha256(path)]
-    folder = private(Path.home() / CACHE)
-    cached = folder / f"{hashlib.sha256('|'.join(key).encode()).hexdigest()}.engine"
-    if not cached.is_file():
-        atomic.write_bytes(cached, build(path, None))
-    return cached.read_bytes()
-
-
-def private(folder: Path) -> Path:
-    """A folder that only this user can write to; Unavailable where others can."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    about = folder.lstat()
-    open_to_others = about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if folder.is_symlink() or about.st_uid != _user(folder) or open_to_others:
-        raise Unavailable(f"{folder}: others can write engines here, which run as native code")
-    return folder
-
-
-class _Engine:
-    """One tower on the GPU."""
-
-    def __init__(self, path: Path) -> None:
-        trt = module()
-        self.engine = trt.Runtime(_logger(trt)).deserialize_cuda_engine(engine(path))
-        if self.engine is None:
-            raise Unavailable(f"{path.name}: TensorRT {trt.__version__} refuses its own engine")
-        self.context = self.engine.create_execution_context()
-        self.source, self.target = (self.engine.get_tensor_name(i) for i in range(2))
-        shape = tuple(self.engine.get_tensor_shape(self.target))
-        self.output = torch.empty(shape, device="cuda")
-        self.context.set_tensor_address(self.target, self.output.data_ptr())
-
-    def run(self, rows: np.ndarray) -> Tensor:
-        """rows [B, ...] -> [B, E]."""
-        return _batches.run(self._call, rows, self.output.shape[0])
-
-    def _call(self, rows: np.ndarray) -> np.ndarray:
-        inputs = torch.from_numpy(np.ascontiguousarray(rows)).cuda()
-        self.context.set_tensor_address(self.source, inputs.data_ptr())
-        stream = torch.cuda.current_stream()
-        if not self.context.execute_async_v3(stream.cuda_stream):
-            raise Unavailable(f"TensorRT cannot run {self.source} on this GPU")
-        stream.synchronize()
-        return self.output.numpy(force=True)
 
 
 def _session(path: Path) -> Any:
@@ -261,28 +169,6 @@ def _tried(path: Path, capability: str) -> dict[str, Any]:
     size = len(build(path, capability))
     seconds = round(time.perf_counter() - started, 2)
     return {"built_for": capability, "engine_bytes": size, "build_seconds": seconds}
-
-
-def _logger(trt: Any) -> Any:
-    """Keeps errors for the message that reports them, and prints nothing."""
-
-    class Quiet(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.said: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.said.append(message)
-
-    return Quiet()
-
-
-def _user(folder: Path) -> int:
-    """Who runs this; on systems without user ids, who owns the folder."""
-    import os
-
-    return os.getuid() if hasattr(os, "getuid") else folder.lstat().st_uid
 
 
 USAGE = '''\

@@ -1,6 +1,7 @@
 """TensorRT bundles: types of the graph, parity as ONNX Runtime computes it, engines built ahead."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from tiny import tiny_clip
 
 from compress.clip import Clip, TorchEncoder
 from compress.errors import GateFailed
-from export import Unavailable, _parity, _qdq
+from export import Unavailable, _engines, _parity, _qdq
 from export import tensorrt as exporter
 from export._verify import check_files, read
 
-if not any(map(exporter.importlib.util.find_spec, exporter.PACKAGES)):
+if not any(map(find_spec, _engines.PACKAGES)):
     pytest.skip("no TensorRT is installed", allow_module_level=True)
 pytestmark = pytest.mark.usefixtures("trace_once")
 
@@ -92,13 +93,13 @@ def test_readme_code_is_python(bundle: Path) -> None:
 
 
 def test_only_this_users_folder_may_hold_engines(tmp_path: Path) -> None:
-    assert exporter.private(tmp_path / "mine").stat().st_mode & 0o777 == 0o700
+    assert _engines.private(tmp_path / "mine").stat().st_mode & 0o777 == 0o700
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     (tmp_path / "link").symlink_to(tmp_path / "mine")
     for name in ("open", "link"):
         with pytest.raises(Unavailable, match="others can write engines"):
-            exporter.private(tmp_path / name)
+            _engines.private(tmp_path / name)
 
 
 def test_a_zero_point_is_refused_in_tensorrt_s_words(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_a_zero_point_is_refused_in_tensorrt_s_words(tmp_path: Path) -> None:
     path = tmp_path / "asymmetric.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
     with pytest.raises(GateFailed, match=r"TensorRT cannot (parse|build) asymmetric\.onnx"):
-        exporter.build(path, "SM89")
+        _engines.build(path, "SM89")
 
 
 @pytest.mark.parametrize("kind", [_qdq.INT8, _qdq.FP8])
@@ -158,7 +159,7 @@ def test_an_engine_is_built_once_and_kept_for_this_user(
 ) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     exporter.write(clip, exporter.Config(), tmp_path / "out")
-    engines = {p: p.stat().st_mtime_ns for p in (tmp_path / exporter.CACHE).iterdir()}
+    engines = {p: p.stat().st_mtime_ns for p in (tmp_path / _engines.CACHE).iterdir()}
     assert len(engines) == 2
     exporter.load(tmp_path / "out")
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / exporter.CACHE).iterdir()} == engines
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / _engines.CACHE).iterdir()} == engines
