@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from compress import parallel
+
 if TYPE_CHECKING:
     from compress.train import Training
 
@@ -36,7 +38,9 @@ def optimizers(
         {"params": vectors, "weight_decay": 0.0},
         *({**group, "fixed_lr": True} for group in own_groups),
     ]
-    adamw = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=1e-6)
+    # Sharded and whole parameters cannot stand in one fused call.
+    foreach = False if parallel.has_shards(model) else None
+    adamw = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=1e-6, foreach=foreach)
     if not use_muon:
         return [adamw]
     muon = torch.optim.Muon(

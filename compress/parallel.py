@@ -134,12 +134,17 @@ TOWERS = ("student.image", "student.text")
 
 def average_replicated_(model: nn.Module) -> None:
     """Average the gradients of parameters that FSDP2 left whole; DDP has done so for all."""
-    if size() == 1 or not any(_is_sharded(p) for p in model.parameters()):
+    if size() == 1 or not has_shards(model):
         return
     for parameter in model.parameters():
         if parameter.grad is not None and not _is_sharded(parameter):
             dist.all_reduce(parameter.grad)
             parameter.grad /= size()
+
+
+def has_shards(model: nn.Module) -> bool:
+    """Whether FSDP2 has spread any of the parameters over the processes."""
+    return any(_is_sharded(parameter) for parameter in model.parameters())
 
 
 def clip_(model: nn.Module, limit: float, apart: set[int]) -> Tensor:

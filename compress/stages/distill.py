@@ -95,6 +95,8 @@ class Config(Training, Objective):
             raise ValueError("bank needs the teacher itself, and pairs in memory")
         if self.stream and self.languages:
             raise ValueError("languages need pairs in memory, with labels")
+        if self.strategy == "fsdp2" and self.precision == "fp16":
+            raise ValueError("fsdp2 needs precision: bf16 or fp32")
         if self.inherit and self.strategy == "fsdp2":
             raise ValueError("inherit cannot prune weights that fsdp2 has sharded: use ddp")
         return self
