@@ -14,14 +14,16 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.clip import Clip
-from export import Unavailable, _aten, _batches, _bundle, _calibration
+from compress.twin import float_twin
+from export import Unavailable, _aten, _batches, _bundle, _calibration, _decomposed
 from export import onnx as portable
 
 VERSION = 1
 REQUIRES = "litert"
+HONOURS_SCHEME = True
 
 MIN_COSINE = {"fp32": 0.9999, "int8": 0.98, "int8-static": 0.9}
 # Scores, norms and the normalisation lose too much in 8 bits: the text tower falls to nothing.
@@ -35,7 +37,8 @@ class Config(BaseModel):
 
     precision: Literal["fp32", "int8", "int8-static"] = "fp32"
     """fp32. int8: 8-bit weights and token table, activations quantized as they come: the fast one
-    on CPUs. int8-static: fixed ranges around matrices and convolutions, as NPUs need."""
+    on CPUs. int8-static: fixed ranges around matrices and convolutions, as NPUs need; of a model
+    with a scheme, the scheme's own."""
     calibration: int = Field(default=128, ge=1)
     """int8-static: number of training pairs that the ranges come from."""
     batch: int = Field(default=1, ge=1)
@@ -75,11 +78,24 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
     Raises GateFailed if the files disagree with the torch model; nothing is left at `out` then.
     """
     _require("litert_torch")
-    samples = _calibration.collect(clip, cfg.calibration) if cfg.calibrates else None
-    with _bundle.writing(clip, out, spec(cfg, samples)) as folder:
+    schemed = cfg.precision == "int8-static" and clip.model.config.scheme is not None
+    clip = clip if schemed else float_twin(clip)
+    wanted = cfg.calibrates and not schemed
+    samples = _calibration.collect(clip, cfg.calibration) if wanted else None
+    about = spec(cfg, samples)
+    notes: dict[str, str] = {}
+    with _bundle.writing(clip, out, about) as folder:
         for tower in _bundle.TOWERS:
-            path = folder / f"{tower}.tflite"
-            convert(clip, tower, cfg.batch, path)
+            path, example = folder / f"{tower}.tflite", portable.example(clip, tower, cfg.batch)
+            if schemed:
+                module, unlike = _decomposed.realise(clip, tower, folded=False)
+                convert(
+                    portable.Unit(module).eval(), portable.example(clip, tower, cfg.batch), path
+                )
+                notes |= unlike
+                about.runtime["not_as_the_scheme_says"] = notes
+                continue
+            convert(portable.unit(clip, tower), example, path)
             if cfg.precision != "fp32":
                 rows = samples.rows(tower) if samples else None
                 path.write_bytes(quantize(path.read_bytes(), cfg.batch, rows))
@@ -113,12 +129,11 @@ def spec(cfg: Config, samples: _calibration.Calibration | None = None) -> _bundl
     )
 
 
-def convert(clip: Clip, tower: str, batch: int, path: Path) -> None:
-    """Write one tower, normalised, as a float32 .tflite file."""
+def convert(module: nn.Module, example: Tensor, path: Path) -> None:
+    """Write one normalised tower as a .tflite file."""
     import litert_torch
 
-    example = portable.example(clip, tower, batch)
-    program = _aten.graph(portable.unit(clip, tower), example, _aten.PORTABLE)
+    program = _aten.graph(module, example, _aten.PORTABLE)
     logging.getLogger("litert_torch").setLevel(logging.ERROR)
     litert_torch.convert(program.module(), (example,)).export(str(path))
 

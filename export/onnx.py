@@ -39,7 +39,7 @@ class Config(BaseModel):
     """Parity gate: the worst cosine to the torch model that either tower may show."""
 
 
-class _Unit(nn.Module):
+class Unit(nn.Module):
     """A tower with its L2 normalisation, as one graph."""
 
     def __init__(self, tower: nn.Module) -> None:
@@ -148,7 +148,7 @@ def unit(clip: Clip, tower: str) -> nn.Module:
     Of a model with a scheme it is the float twin: weights on their grid, activations in float.
     """
     twin = float_twin(clip).model
-    return _Unit(copy.deepcopy(getattr(twin, tower)).cpu().float()).eval()
+    return Unit(copy.deepcopy(getattr(twin, tower)).cpu().float()).eval()
 
 
 def example(clip: Clip, tower: str, batch: int) -> Tensor:

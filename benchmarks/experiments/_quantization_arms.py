@@ -15,7 +15,13 @@ from compress.layers import Block
 from compress.model import ClipModel
 from compress.nn.vectors import Kind
 
-RUNTIMES = ("onnxruntime", "openvino")
+RUNTIMES = {
+    "onnxruntime": {"precision": "int8"},
+    "openvino": {"precision": "int8"},
+    "litert": {"precision": "int8-static"},
+}
+# LiteRT's pattern of operators is for fixed ranges.
+STATIC_ONLY, STATIC = ("litert",), ("w8a8", "w8a8 plain")
 FIXED_PROMPTS = "w8a8"
 PLAIN: dict[str, Any] = {"equalize": "none", "ranges": "minmax", "bias_correction": False}
 W4 = {

@@ -20,14 +20,15 @@ def claims(rows: Rows) -> list[dict[str, Any]]:
 
 def _executed(rows: Rows, model: str) -> list[dict[str, Any]]:
     found = []
-    for runtime in ("onnxruntime", "openvino"):
+    for runtime in ("onnxruntime", "openvino", "litert"):
         of = lambda arm, r=runtime: _pick(rows, model=model, arm=arm, executed=True, runtime=r)  # noqa: E731
-        goals = (("w8a8", "top1", 0.003), ("w8a8", "text_to_image_r1", 0.005))
-        goals += (
+        goals = [
+            ("w8a8", "top1", 0.003),
+            ("w8a8", "text_to_image_r1", 0.005),
             ("w8a8", "image_to_text_r1", 0.005),
             ("w8", "top1", 0.0005),
             ("w4", "top1", 0.005),
-        )
+        ]
         for arm, key, goal in goals:
             name = f"{model}, {runtime}, {arm}: loss of {key}, executed"
             found.append(_drop(rows, model, of(arm), key, goal, name))

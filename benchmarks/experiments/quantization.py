@@ -154,13 +154,15 @@ def executed_rows(bench: Bench, model: str, arm: str, seed: int) -> list[dict[st
     """One quantized model in each runtime that realises schemes."""
     made = bench.quantized(model, arms.EXECUTED[arm], seed)
     rows = []
-    for runtime in arms.RUNTIMES:
+    for runtime, settings in arms.RUNTIMES.items():
+        if runtime in arms.STATIC_ONLY and arm not in arms.STATIC:
+            continue
         row = {"model": model, "arm": arm, "seed": seed, "executed": True, "runtime": runtime}
         exporter = plugin.find(plugin.EXPORTERS, runtime)
         with tempfile.TemporaryDirectory() as name:
             out = Path(name) / "bundle"
             try:
-                exporter.write(made, exporter.Config(precision="int8", min_cosine=-1.0), out)
+                exporter.write(made, exporter.Config(**settings, min_cosine=-1.0), out)
                 encoder = exporter.load(out, "cpu", 1)
             except Unavailable as reason:
                 rows.append(row | {"executed": False, "unavailable": str(reason)})

@@ -133,3 +133,14 @@ def test_openvino_computes_the_same_scheme(tmp_path: Path) -> None:
     openvino.write(clip, openvino.Config(precision="int8", min_cosine=0.999), out)
     told = json.loads((out / "bundle.json").read_text())["runtime"]
     assert told["not_as_the_scheme_says"] == {}
+
+
+def test_litert_computes_the_same_scheme(tmp_path: Path) -> None:
+    pytest.importorskip("litert_torch")
+    from export import litert
+
+    clip = quantized(tmp_path)
+    out = tmp_path / "bundle"
+    litert.write(clip, litert.Config(precision="int8-static", min_cosine=0.999), out)
+    told = json.loads((out / "bundle.json").read_text())["runtime"]
+    assert set(told["not_as_the_scheme_says"]) <= {"image.patch"}

@@ -1,10 +1,16 @@
 """Matryoshka: the mean over prefixes, and prefixes that learn to stand alone."""
 
+from pathlib import Path
+
+import pytest
 import torch
 import torch.nn.functional as F
 
+from compress.errors import PocketclipError
 from compress.losses.affinity import affinity_mimicking
 from compress.losses.nested import nested_affinity
+from compress.stages import distill
+from compress.work import Work
 
 
 def unit(*shape: int, seed: int) -> torch.Tensor:
@@ -37,3 +43,10 @@ def test_training_on_a_prefix_makes_it_stand_alone() -> None:
     own = (short @ short.T).fill_diagonal_(-2).argmax(1)
     theirs = (teacher @ teacher.T).fill_diagonal_(-2).argmax(1)
     assert (own == theirs).float().mean() > 0.6
+
+
+def test_the_stage_asks_for_dimensions_that_exist(work: Work, tmp_path: Path) -> None:
+    short = {"steps": 2, "batch_size": 8, "affinity": 0.0, "nested": 1.0, "precision": "fp32"}
+    distill.run(work, distill.Config(**short, nested_dims=(4, 16)), tmp_path / "a")
+    with pytest.raises(PocketclipError, match="nested_dims: 32 is more than the width 16"):
+        distill.run(work, distill.Config(**short, nested_dims=(32,)), tmp_path / "b")
