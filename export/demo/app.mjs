@@ -32,8 +32,9 @@ async function start() {
   showSources();
   for (const field of document.querySelectorAll(":disabled")) field.disabled = false;
   byId("label-list").value = LABELS.join("\n");
-  await setPicture(state.sources[0]?.blob(0) ?? (await (await fetch(new URL("golden/wide.png", base))).blob()), false);
-  say("status", state.sources.length ? "Type what to look for." : "Add a folder of pictures to search in.");
+  const first = state.sources[0]?.find(LABELS[0]);
+  await setPicture(first ?? (await (await fetch(new URL("golden/wide.png", base))).blob()), false);
+  browse();
   byId("query").focus();
 }
 
@@ -71,7 +72,7 @@ const search = (embed, what) => working(async () => {
 
 function searchText() {
   const text = byId("query").value;
-  if (!text.trim()) return clearResults();
+  if (!text.trim()) return browse();
   return search(() => state.clip.encodeText(text), "this text");
 }
 
@@ -80,9 +81,13 @@ function searchPicture(blob, what) {
   return search(() => state.clip.encodeImage(blob), what);
 }
 
-function clearResults() {
+/** Before any query: a few pictures from all over the source. */
+function browse() {
   state.search++;
-  byId("results").replaceChildren();
+  const source = state.sources.find(s => s.chosen);
+  if (!source) return say("status", "Add a folder of pictures to search in.");
+  const step = Math.max(1, Math.floor(source.size / SHOWN));
+  showResults(source, Array.from({ length: Math.min(SHOWN, source.size) }, (_, index) => index * step));
   say("status", "Type what to look for.");
 }
 
@@ -90,7 +95,7 @@ function showResults(source, best, scores) {
   byId("results").replaceChildren(...best.map(index => {
     const button = element("button", { type: "button", title: "Find similar pictures" });
     const picture = element("img", { src: source.address(index), alt: "" });
-    button.append(picture, element("b", {}, source.name(index)), element("small", {}, scores[index].toFixed(3)));
+    button.append(picture, element("b", {}, source.name(index)), element("small", {}, scores?.[index].toFixed(3)));
     button.onclick = () => search(async () => source.embedding(index), `pictures like “${escape(source.name(index))}”`);
     const item = element("li");
     item.append(button);

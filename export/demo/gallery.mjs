@@ -49,7 +49,8 @@ function source(title, names, blobs, embeddings, credits) {
     size: names.length,
     chosen: true,
     name: index => names[index],
-    blob: index => blobs[index],
+    /** The picture of a name, or the first. */
+    find: name => blobs[Math.max(0, names.indexOf(name))],
     embedding: index => embeddings.subarray(index * width, (index + 1) * width),
     address: index => {
       if (!addresses.has(index)) addresses.set(index, URL.createObjectURL(blobs[index]));

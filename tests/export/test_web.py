@@ -7,17 +7,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tokenizers
 import torch
 import torch.nn.functional as F
 from browsing import need_browser
 from PIL import Image
-from tiny import tiny_clip
+from tiny import END, tiny_clip
+from tokenizers import processors
 
 from compress.clip import Clip
 from compress.errors import GateFailed, PocketclipError
@@ -29,6 +32,7 @@ from export import onnx as portable
 from export._browser import BrowserPage
 from export._chromium import Chromium
 from export._serve import Server
+from export._tokenizer import self_contained
 from export._verify import verify
 
 TEXTS = [
@@ -189,9 +193,24 @@ def test_resizing_equals_pillow(page: BrowserPage, mode: str, interpolation: str
         assert (np.array(found).reshape(wanted.shape) == wanted).all()
 
 
-@pytest.mark.parametrize("which", ["tiny", "openai"])
+def own_marks() -> Tokenizer:
+    """One whose file adds its end mark by itself, as SigLIP's does."""
+    tiny = tiny_clip().tokenizer
+    file = tokenizers.Tokenizer.from_str(tiny.tokenizer.to_str())
+    file.post_processor = processors.TemplateProcessing("$A <end>", special_tokens=[("<end>", END)])
+    return Tokenizer(file, tiny.contract.model_copy(update={"start_id": None}))
+
+
+TOKENIZERS = {
+    "tiny": lambda: tiny_clip().tokenizer,
+    "own marks": own_marks,
+    "openai": openai_tokenizer,
+}
+
+
+@pytest.mark.parametrize("which", TOKENIZERS)
 def test_ids_are_those_of_the_contract(page: BrowserPage, tmp_path: Path, which: str) -> None:
-    tokenizer: Tokenizer = tiny_clip().tokenizer if which == "tiny" else openai_tokenizer()
+    tokenizer = TOKENIZERS[which]()
     tokenizer.save(tmp_path)
     spec = json.dumps(tokenizer.contract.model_dump(mode="json"))
     address = base64.b64encode((tmp_path / "tokenizer.json").read_bytes()).decode()
@@ -227,6 +246,16 @@ def test_transformers_js_gives_our_embeddings(
         images = F.normalize(clip.model.encode_image(pixels), dim=-1)
     assert (torch.tensor(found["texts"]) * wanted).sum(1).min() > cosine
     assert (torch.tensor(found["images"]) * images).sum(1).min() > cosine
+
+
+def test_a_file_with_its_own_marks_keeps_them(clip: Clip) -> None:
+    marked = replace(clip, tokenizer=own_marks())
+    text, settings = self_contained(marked)
+    assert "bos_token" not in settings and settings["eos_token"] == "<end>"
+    found = [tokenizers.Tokenizer.from_str(text).encode(t).ids for t in ("A  cat", "x" * 80)]
+    for row, ours in zip(found, marked.tokenizer(["A  cat", "x" * 80]).tolist()):
+        end = ours.index(END) + 1
+        assert row[:end] == ours[:end] and len(row) == len(ours)
 
 
 def test_the_gate_holds_for_every_type(clip: Clip, tmp_path: Path) -> None:
