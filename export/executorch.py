@@ -1,0 +1,213 @@
+"""ExecuTorch for phones and small devices: XNNPACK in float32, or in int8 through torchao's PT2E.
+
+What XNNPACK cannot run falls back to portable kernels, each time with a copy in and out: towers
+are therefore rewritten until nearly everything is delegated, and the bundle says how much is.
+"""
+
+import importlib.util
+import platform
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from compress.clip import Clip
+from export import Unavailable, _aten, _batches, _bundle, _calibration, _xnnpack
+from export import onnx as portable
+
+VERSION = 1
+REQUIRES = "executorch"
+
+MIN_COSINE = {"fp32": 0.9999, "int8": 0.98, "int8-static": 0.9}
+
+
+class Config(BaseModel):
+    """Settings of the ExecuTorch programs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    precision: Literal["fp32", "int8", "int8-static"] = "fp32"
+    """fp32. int8: linear layers with 8-bit weights, one scale per column, and activations quantized
+    as they come. int8-static: with fixed ranges, for devices without dynamic kernels."""
+    calibration: int = Field(default=128, ge=1)
+    """int8-static: number of training pairs that the ranges come from."""
+    batch: int = Field(default=1, ge=1)
+    """Images or texts per call, fixed in the program."""
+    min_cosine: float | None = Field(default=None, ge=-1, le=1)
+    """Parity gate, worst cosine to the torch model; None: 0.9999 for fp32, 0.98 for int8, 0.9 for
+    int8-static."""
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the result depends on the training data."""
+        return self.precision == "int8-static"
+
+
+class PteEncoder:
+    """Both towers in ExecuTorch's runtime.
+
+    Shapes: B any number of inputs, run in calls of the program's own batch; E embedding.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.image, self.text = _method(folder / "image.pte"), _method(folder / "text.pte")
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """pixels [B, 3, H, W] float32 -> [B, E] float32, unit length."""
+        return _run(self.image, pixels.float().numpy(force=True))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """tokens [B, L] -> [B, E] float32, unit length."""
+        return _run(self.text, tokens.int().numpy(force=True))
+
+
+def write(clip: Clip, cfg: Config, out: Path) -> None:
+    """Export both towers as a whole bundle at `out`.
+
+    Raises GateFailed if the files disagree with the torch model; nothing is left at `out` then.
+    """
+    _require()
+    samples = _calibration.collect(clip, cfg.calibration) if cfg.calibrates else None
+    runtime: dict[str, Any] = {
+        "backend": "xnnpack",
+        "proved_with": {"executorch": metadata.version("executorch"), "cpu": platform.machine()},
+    }
+    if samples:
+        runtime["calibration"] = samples.record()
+    with _bundle.writing(clip, out, spec(cfg, runtime)) as folder:
+        for tower in _bundle.TOWERS:
+            program = trace(clip, tower, cfg, samples)
+            content, runtime[tower] = lower(program)
+            (folder / f"{tower}.pte").write_bytes(content)
+
+
+def load(folder: Path, device: str = "cpu", threads: int | None = None) -> PteEncoder:
+    """Open a bundle; `threads` sets XNNPACK's pool, which all programs of this process share.
+
+    None leaves the pool as it is: as many threads as the machine has cores.
+    """
+    _require()
+    if device != "cpu":
+        raise Unavailable(f"the installed ExecuTorch runs on the CPU, not on {device}")
+    if threads is not None:
+        set_threads(threads)
+    return PteEncoder(Path(folder))
+
+
+def spec(cfg: Config, runtime: dict[str, Any]) -> _bundle.Spec:
+    """What the bundle's pages say of this target; `runtime` may grow until it is written."""
+    gate = MIN_COSINE[cfg.precision] if cfg.min_cosine is None else cfg.min_cosine
+    return _bundle.Spec(
+        "executorch",
+        cfg.precision,
+        "pte",
+        cfg.batch,
+        gate,
+        load,
+        USAGE,
+        runtime,
+        requirements="executorch torch",
+    )
+
+
+def trace(
+    clip: Clip, tower: str, cfg: Config, samples: _calibration.Calibration | None
+) -> torch.export.ExportedProgram:
+    """One tower as a program of XNNPACK's operators, quantized as `cfg.precision` says."""
+    module = _xnnpack.write_out_(portable.unit(clip, tower))
+    example = portable.example(clip, tower, cfg.batch)
+    program = _aten.graph(module, example, _aten.PORTABLE)
+    if cfg.precision == "fp32":
+        return program
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    dynamic = cfg.precision == "int8"
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
+    quantizer = XNNPACKQuantizer().set_operator_type(torch.ops.aten.linear.default, config)
+    quantizer.set_filter_function(_xnnpack.outside_norms)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared = prepare_pt2e(program.module(), quantizer)
+        rows = samples.rows(tower) if samples else [example[:1].numpy()]
+        with torch.no_grad():
+            for row in rows:
+                prepared(torch.from_numpy(np.repeat(row, cfg.batch, axis=0)))
+        return torch.export.export(convert_pt2e(prepared), (example,))
+
+
+def lower(program: torch.export.ExportedProgram) -> tuple[bytes, dict[str, Any]]:
+    """A program -> the bytes of a .pte file, and how much of it XNNPACK runs.
+
+    `delegates`: pieces that XNNPACK runs; `delegated_share`: their part of all operators.
+    """
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.utils.configs import get_transform_passes
+    from executorch.devtools.backend_debug import get_delegation_info
+    from executorch.exir import to_edge_transform_and_lower
+
+    edge = to_edge_transform_and_lower(
+        program, partitioner=[XnnpackPartitioner()], transform_passes=get_transform_passes()
+    )
+    info = get_delegation_info(edge.exported_program().graph_module)
+    inside, outside = info.num_delegated_nodes, info.num_non_delegated_nodes
+    about = {
+        "delegates": info.num_delegated_subgraphs,
+        "delegated_share": round(inside / (inside + outside), 4),
+    }
+    return bytes(edge.to_executorch().buffer), about
+
+
+def set_threads(threads: int) -> None:
+    """Set XNNPACK's thread pool and read it back; raises Unavailable where it did not take."""
+    from executorch.extension.pybindings import portable_lib
+
+    portable_lib._unsafe_reset_threadpool(threads)
+    found = portable_lib._threadpool_get_thread_count()
+    if found != threads:
+        raise Unavailable(f"ExecuTorch's thread pool has {found} threads, {threads} were asked for")
+
+
+def _method(path: Path) -> Any:
+    from executorch.runtime import Runtime
+
+    return Runtime.get().load_program(path).load_method("forward")
+
+
+def _run(method: Any, rows: np.ndarray) -> Tensor:
+    """rows [B, ...] -> [B, E]."""
+    batch = method.metadata.input_tensor_meta(0).sizes()[0]
+    call = lambda part: method.execute((torch.from_numpy(part),))[0].numpy()  # noqa: E731
+    return _batches.run(call, rows, batch)
+
+
+def _require() -> None:
+    for name in ("executorch", "torchao"):
+        if importlib.util.find_spec(name) is None:
+            raise Unavailable(f"{name} is not installed: pip install 'pocketclip[executorch]'")
+
+
+USAGE = '''\
+import torch
+from executorch.runtime import Runtime
+
+
+def open_tower(tower):
+    """A function from one input array to its embedding."""
+    entry = bundle[tower]
+    method = Runtime.get().load_program(entry["file"]).load_method("forward")
+
+    def run(array):
+        feed = np.repeat(array[None], entry["input"]["shape"][0], axis=0)
+        return method.execute((torch.from_numpy(feed),))[0][0].numpy().copy()
+
+    return run
+'''
