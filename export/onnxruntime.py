@@ -1,24 +1,27 @@
-"""ONNX Runtime on CPUs: the portable graph in float32, or rewritten for its int8 operators."""
+"""ONNX Runtime: the portable graph in float32, or rewritten for its narrower operators."""
 
 import json
 import platform
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from compress.clip import Clip
 from compress.scheme import Scheme
 from compress.twin import float_twin
-from export import _bundle
+from export import _bundle, _calibration
 from export import onnx as portable
 
 VERSION = 1
 REQUIRES = ""
 HONOURS_SCHEME = True
 
-MIN_COSINE = {"fp32": 0.9999, "int8": 0.98}
+Precision = Literal["fp32", "fp16", "int8", "int8-static", "int4"]
+MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.98, "int8-static": 0.9, "int4": 0.9}
 
 
 class Config(BaseModel):
@@ -26,10 +29,16 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    precision: Literal["fp32", "int8"] = "fp32"
-    """fp32: the portable graph. int8: weights, patch projection and token table in 8 bits (one
-    scale per column, per row for the table), activations quantized as they come; of a model with a
-    scheme what the scheme says, as near as this runtime has it."""
+    precision: Precision = "fp32"
+    """fp32: the portable graph. fp16: for GPUs, norms and softmax stay in float32. int8: weights,
+    patch projection and token table in 8 bits (one scale per column, per row for the table),
+    activations quantized as they come; of a model with a scheme what the scheme says, as near as
+    this runtime has it. int8-static: symmetric QDQ with fixed ranges. int4: matrices in 4 bits, a
+    scale per 32 weights."""
+    format: Literal["onnx", "ort"] = "onnx"
+    """ort: the flat format of reduced mobile builds, optimised when it is written."""
+    calibration: int = Field(default=128, ge=1)
+    """int8-static: number of training pairs that the ranges come from."""
     batch: int = Field(default=1, ge=1)
     """Images or texts per call, fixed in the graph. In int8 all inputs of one call share a scale,
     so that with more than 1 an embedding depends, by a rounding error, on its neighbours."""
@@ -37,7 +46,13 @@ class Config(BaseModel):
     """int8 with 7-bit weights, for x86 CPUs without VNNI, where 8-bit sums overflow; with a scheme,
     `quantize: {weight_bits: 7}` says it."""
     min_cosine: float | None = Field(default=None, ge=-1, le=1)
-    """Parity gate, worst cosine to the torch model; None: 0.9999 for fp32, 0.98 for int8."""
+    """Parity gate, worst cosine to the torch model; None: 0.9999 for fp32, 0.999 for fp16, 0.98 for
+    int8, 0.9 for int8-static and int4."""
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the result depends on the training data."""
+        return self.precision == "int8-static"
 
 
 def write(clip: Clip, cfg: Config, out: Path) -> None:
@@ -45,12 +60,12 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
 
     Raises GateFailed if the files disagree with the torch model; nothing is left at `out` then.
     """
-    from export import _int8, _scheme
+    from export import _scheme
 
-    limit = _int8.REDUCED_RANGE if cfg.reduce_range else _int8.FULL_RANGE
     schemed = cfg.precision == "int8" and clip.model.config.scheme is not None
     clip = clip if schemed else float_twin(clip)
-    about = spec(cfg, clip.model.config.scheme)
+    samples = _calibration.collect(clip, cfg.calibration) if cfg.calibrates else None
+    about = spec(cfg, clip.model.config.scheme, samples)
     notes: dict[str, str] = {}
     if schemed:
         about.runtime["not_as_the_scheme_says"] = notes
@@ -60,9 +75,26 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
             if schemed:
                 graph, snapped = _scheme.realise(graph, clip, tower, "onnxruntime")
                 notes |= snapped
-            elif cfg.precision == "int8":
-                graph = _int8.rewrite(graph, limit)
+            else:
+                graph = narrowed(graph, cfg, samples.rows(tower) if samples else [])
             portable.save(graph, folder / f"{tower}.onnx")
+            if cfg.format == "ort":
+                _flat(folder, tower)
+
+
+def narrowed(graph: Any, cfg: Config, rows: list[np.ndarray]) -> Any:
+    """The float graph of a tower in the precision of `cfg`; rows: inputs to calibrate on."""
+    from export import _int8, _narrow
+
+    if cfg.precision == "int8":
+        limit = _int8.REDUCED_RANGE if cfg.reduce_range else _int8.FULL_RANGE
+        return _int8.rewrite(graph, limit)
+    if cfg.precision == "int8-static":
+        calls = [np.repeat(row, cfg.batch, axis=0) for row in rows]
+        return _narrow.static(graph, calls, cfg.reduce_range)
+    if cfg.precision == "int4":
+        return _narrow.four_bits(graph)
+    return _narrow.half(graph) if cfg.precision == "fp16" else graph
 
 
 def load(folder: Path, device: str = "cpu", threads: int | None = None) -> portable.OrtEncoder:
@@ -77,23 +109,56 @@ def load(folder: Path, device: str = "cpu", threads: int | None = None) -> porta
             "check with `pocketclip verify`, or export with reduce_range: true",
             stacklevel=2,
         )
-    return portable.OrtEncoder(folder, device, threads)
+    flat = (folder / "image.ort").exists()
+    files = {tower: f"{tower}.ort" for tower in _bundle.TOWERS} if flat else portable.FILES
+    return portable.OrtEncoder(folder, device, threads, files)
 
 
-def spec(cfg: Config, scheme: Scheme | None = None) -> _bundle.Spec:
+def spec(
+    cfg: Config, scheme: Scheme | None = None, samples: _calibration.Calibration | None = None
+) -> _bundle.Spec:
     """What the bundle's pages say of this target; with a scheme, which precision it is."""
     gate = MIN_COSINE[cfg.precision] if cfg.min_cosine is None else cfg.min_cosine
     runtime = portable.runtime(portable.Config())
+    if samples:
+        runtime["calibration"] = samples.record()
     if scheme is not None:
         runtime["scheme"] = scheme.label
         runtime["weight_bits"] = max(
             (e.weight_bits or 0 for e in scheme.layers.values() if e.act_bits), default=0
         )
-    elif cfg.precision == "int8":
+    elif cfg.precision.startswith("int8"):
         runtime["weight_bits"] = 7 if cfg.reduce_range else 8
+    diagnose = partial(portable.diagnose, batch=cfg.batch, min_cosine=gate)
     return _bundle.Spec(
-        "onnxruntime", cfg.precision, "onnx", cfg.batch, gate, load, portable.USAGE, runtime
+        "onnxruntime",
+        cfg.precision,
+        cfg.format,
+        cfg.batch,
+        gate,
+        load,
+        portable.USAGE,
+        runtime,
+        diagnose=diagnose if cfg.format == "onnx" else None,
     )
+
+
+def _flat(folder: Path, tower: str) -> None:
+    """Replace a tower's .onnx file by the .ort file that ONNX Runtime makes of it.
+
+    Layouts of this very CPU (blocked channels) are left out, so that it runs on any.
+    """
+    import onnxruntime
+
+    source = folder / f"{tower}.onnx"
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(source.with_suffix(".ort"))
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(source), options, disabled_optimizers=["NchwcTransformer"])
+    for file in folder.glob(f"{source.name}*"):
+        file.unlink()
 
 
 def saturates(flags: set[str] | None) -> bool:

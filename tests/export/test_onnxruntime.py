@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 from tiny import tiny_clip
 
@@ -102,3 +103,38 @@ def test_reduced_range_is_recorded_and_does_not_warn(
 def test_a_device_this_runtime_lacks_is_unavailable(bundle: Path) -> None:
     with pytest.raises(Unavailable, match="tpu"):
         exporter.load(bundle, device="tpu")
+
+
+def test_flat_format_replaces_the_graphs_and_meets_its_goldens(tmp_path: Path) -> None:
+    exporter.write(tiny_clip(), exporter.Config(format="ort"), tmp_path / "out")
+    assert not list(tmp_path.rglob("*.onnx"))
+    assert read(tmp_path / "out")["image"]["file"] == "image.ort"
+    assert (tmp_path / "out" / "text.ort").read_bytes()[4:8] == b"ORTM"
+    assert min(verify(tmp_path / "out").values()) > 0.9999
+
+
+def test_static_int8_is_symmetric_and_leaves_products_of_activations_alone(tmp_path: Path) -> None:
+    exporter.write(tiny_clip(), exporter.Config(precision="int8-static"), tmp_path / "out")
+    graph = onnx.load(tmp_path / "out" / "image.onnx").graph
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    pairs = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert len(pairs) >= 9
+    for node in pairs:
+        zero = constants[node.input[2]]
+        assert zero.dtype == "int8" and not zero.any()
+    made = {name: node for node in graph.node for name in node.output}
+    scores = [n for n in graph.node if n.op_type == "MatMul" and n.input[1] not in constants]
+    floats = [
+        n for n in scores if made[n.input[1]].op_type not in ("DequantizeLinear", "QuantizeLinear")
+    ]
+    assert len(floats) == 4  # two products in each of two attentions
+    assert read(tmp_path / "out")["runtime"]["calibration"]["source"] == "drawings"
+
+
+def test_four_bits_need_a_matrix_as_wide_as_a_block(tmp_path: Path) -> None:
+    clip = tiny_clip(width=64, embed_dim=32)
+    exporter.write(clip, exporter.Config(precision="int4"), tmp_path / "out")
+    graph = onnx.load(tmp_path / "out" / "image.onnx").graph
+    packed = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    assert len(packed) == 8  # four matrices in each of two blocks
+    assert all(a.i == 4 for node in packed for a in node.attribute if a.name == "bits")

@@ -1,0 +1,105 @@
+"""ONNX Runtime's own rewrites of a float graph: half precision, fixed 8-bit ranges, 4-bit weights.
+
+Each takes and gives an onnx.ModelProto of one tower; the dynamic 8-bit graph is `_int8`.
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.errors import PocketclipError
+
+# The L2 norm squares its input: 65504, the largest half, is reached at a length of 256.
+KEPT_FLOAT = ("ReduceL2", "LayerNormalization", "Softmax")
+MATRICES = ("MatMul", "Gemm")
+BLOCK = 32
+"""Weights that share a 4-bit scale."""
+
+
+def half(model: Any) -> Any:
+    """Weights and arithmetic in float16, norms and softmax in float32, inputs and outputs as is.
+
+    For GPUs; ONNX Runtime's CPU kernels compute in float32 around casts.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    return convert_float_to_float16(model, keep_io_types=True, op_block_list=list(KEPT_FLOAT))
+
+
+def static(model: Any, rows: list[np.ndarray], reduce_range: bool) -> Any:
+    """Symmetric int8 QDQ around every product with constant weights, ranges from `rows`.
+
+    rows: inputs of one call each. Weights have a scale per output column. Products of two
+    activations stay float: quantizing all operators ruins text towers.
+    """
+    from onnxruntime import quantization
+
+    logging.getLogger().addFilter(_unwanted)
+    options = {"ActivationSymmetric": True, "WeightSymmetric": True}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    products = [n for n in model.graph.node if n.op_type == "MatMul"]
+    mixed = [n.name for n in products if not constants & set(n.input)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "static.onnx"
+        quantization.quantize_static(
+            model,
+            path,
+            _reader(model.graph.input[0].name, rows),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=[*MATRICES, "Conv"],
+            nodes_to_exclude=mixed,
+            per_channel=True,
+            reduce_range=reduce_range,
+            extra_options=options,
+        )
+        return _read(path)
+
+
+def four_bits(model: Any) -> Any:
+    """Constant matrices in 4 bits, a scale per 32 weights; the products are computed in 8 bits."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    widths = [w.dims for w in model.graph.initializer if len(w.dims) == 2]
+    if not any(width[0] >= BLOCK for width in widths):
+        raise PocketclipError(f"int4: no matrix has {BLOCK} rows to share a scale; choose int8")
+    logging.getLogger(MatMulNBitsQuantizer.__module__).setLevel(logging.WARNING)
+    rewriting = MatMulNBitsQuantizer(
+        model,
+        block_size=BLOCK,
+        is_symmetric=True,
+        accuracy_level=4,
+        op_types_to_quantize=("MatMul",),
+    )
+    rewriting.process()
+    return rewriting.model.model
+
+
+def _reader(name: str, rows: list[np.ndarray]) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Rows(CalibrationDataReader):
+        """Hands out one call's input after the other."""
+
+        def __init__(self) -> None:
+            self.left: Iterator[np.ndarray] = iter(rows)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            row = next(self.left, None)
+            return None if row is None else {name: row}
+
+    return Rows()
+
+
+def _read(path: Path) -> Any:
+    import onnx
+
+    return onnx.load(path)
+
+
+def _unwanted(record: logging.LogRecord) -> bool:
+    """Whether a log line is shown: not the advice to run a step that changes nothing here."""
+    return "pre-processing before quantization" not in record.getMessage()
