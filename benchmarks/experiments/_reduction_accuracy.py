@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import survival
-from compress.atomic import write_json
+from compress.atomic import sha256, write_json
 from compress.batches import embed_names
 from compress.clip import Clip
 from compress.schedule import Method, Reduction
@@ -70,6 +70,12 @@ class Tasks:
         shards = {split: (EMOJI / f"data/{split}.tar.xz",) for split in SPLITS}
         classes = EMOJI / "data/concepts.json"
         self.data = Data(evaluate=shards, classes_file=classes, templates=TEMPLATES)
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the teacher: what was measured of another one is another's."""
+        weights = EMOJI / "teacher/open_clip_model.safetensors"
+        return sha256(weights)[:12]
 
     @cached_property
     def classes(self) -> Tensor:

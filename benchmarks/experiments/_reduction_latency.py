@@ -172,15 +172,15 @@ def _in_turns(calls: list[Call], pixels: Tensor, rounds: int = ROUNDS) -> list[n
 def _files(clip: Clip, folder: Path, name: str, float_too: bool) -> list[tuple[str, str, Call]]:
     """(target, precision, call) of every runtime that is installed here."""
     graph = portable.graph(replace(clip), "image", 1, portable.Config().opset)
-    stem = folder / name.replace(" ", "-").replace("/", "-")
+    stem = name.replace(" ", "-").replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
     found: list[tuple[str, str, Call]] = []
     for precision, made in (("fp32", graph), ("int8", _int8.rewrite(graph))):
-        path = stem.with_suffix(f".{precision}.onnx")
+        path = folder / f"{stem}.{precision}.onnx"
         portable.save(made, path)
         if float_too or precision == "int8":
             found.append(("onnxruntime", precision, _onnxruntime(path)))
-    return found + _openvino(stem.with_suffix(".fp32.onnx"), clip)[0 if float_too else 1 :]
+    return found + _openvino(folder / f"{stem}.fp32.onnx", clip)[0 if float_too else 1 :]
 
 
 def _onnxruntime(path: Path) -> Call:

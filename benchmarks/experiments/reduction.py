@@ -47,9 +47,9 @@ def measure(
     """The rows of one part."""
     tasks = accuracy.Tasks(64 if quick else None)
     if part == "accuracy":
-        return accuracy.measure(folder / "accuracy", tasks, quick, arms)
+        return accuracy.measure(folder / "accuracy" / tasks.digest, tasks, quick, arms)
     if part == "latency":
-        rows = latency.of_arms(folder / "arms", tasks.teacher, accuracy.arms(quick))
+        rows = latency.of_arms(folder / "arms" / tasks.digest, tasks.teacher, accuracy.arms(quick))
         return rows + latency.measure(folder / "latency", models, tasks.teacher.tokenizer, quick)
     if part == "exact":
         return exactness.measure(tasks.teacher, tasks.data)
@@ -58,7 +58,7 @@ def measure(
 
 def _recovery(folder: Path, tasks: accuracy.Tasks, quick: bool) -> Rows:
     """The recovery recipe's student on both tasks, and the teacher beside it."""
-    out = folder / "recovery"
+    out = folder / "recovery" / tasks.digest
     command = [sys.executable, "-m", "compress", "run", str(RECIPE), "--out", str(out)]
     command += ["--set", "export=[]", "--set", "evaluate.num_images=32"]
     if quick:
