@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from tiny import tiny_clip
 
+from compress import plugin
 from compress.clip import TorchEncoder, load, save
 from compress.stages import exact, prune_tokens, quantize
 from compress.work import Work
-from export import onnxruntime
+from export import Unavailable, onnxruntime
 
 PIXELS = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
@@ -46,3 +47,12 @@ def test_its_int8_files_pass_parity(smaller: Work, tmp_path: Path, scheme: bool)
     found = onnxruntime.load(folder).encode_image(PIXELS)
     wanted = TorchEncoder(clip).encode_image(PIXELS)
     assert float(F.cosine_similarity(found, wanted).min()) > 0.97
+
+
+@pytest.mark.parametrize("target", ["openvino"])
+def test_other_runtimes_run_the_reduced_graph(smaller: Work, tmp_path: Path, target: str) -> None:
+    exporter = plugin.find(plugin.EXPORTERS, target)
+    try:
+        exporter.write(smaller.clip, exporter.Config(), tmp_path / target)  # the gate is inside
+    except Unavailable as reason:
+        pytest.skip(str(reason))

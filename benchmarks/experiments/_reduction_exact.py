@@ -17,7 +17,7 @@ TEXTS = ["grinning face", "a flat emoji of a red heart", "flag: Japan", "woman a
 def measure(teacher: Clip, data: Data) -> list[dict[str, Any]]:
     """Rows of each pass, on the embedded teacher and on a ViT-B/32 with random weights."""
     names = [name for _, name in data.classes]
-    large = open_clip.load("ViT-B-32")
+    large = open_clip.load("ViT-B-32/random")
     rows = []
     for clip, texts in ((teacher, names), (large, names)):
         for name, changed in {
