@@ -22,7 +22,7 @@ def compress(task: Path, out: Path) -> None:
     for tower, name in (("image", "pixels"), ("text", "tokens")):
         rows = np.load(task / "calibration" / f"{tower}.npy")
         prepared = out / f"{tower}.prepared.onnx"
-        quant_pre_process(task / "onnx" / f"{tower}.onnx", prepared)
+        quant_pre_process(task / "onnx" / f"{tower}.onnx", prepared, skip_symbolic_shape=True)
         reader, target = Reader(name, rows), out / f"{tower}.onnx"
         quantize_static(prepared, target, reader, quant_format=QuantFormat.QDQ, per_channel=True)
         prepared.unlink()
