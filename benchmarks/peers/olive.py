@@ -20,7 +20,7 @@ def compress(task: Path, out: Path) -> None:
                 "model_path": str(task / "onnx" / f"{tower}.onnx"),
             },
             "passes": {
-                "prepare": {"type": "OnnxQuantizationPreprocess"},
+                "prepare": {"type": "OnnxQuantizationPreprocess", "skip_symbolic_shape": True},
                 "quantize": {"type": "OnnxDynamicQuantization", "precision": "int8"},
             },
             "cache_dir": str(folder / "cache"),

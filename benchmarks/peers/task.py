@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from compress.clip import Clip
     from compress.work import Data
 
-NUM_CALIBRATION = 128
+NUM_CALIBRATION = 300
 SEED = 0
 
 
