@@ -80,7 +80,7 @@ def mixers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     text = {k.removeprefix(TEXT): v.float() for k, v in weights.items() if k.startswith(TEXT)}
     layers = sorted({int(found[1]) for name in text if (found := MIXER.fullmatch(name))})
-    ours = {}
+    ours: dict[str, Tensor] = {}
     for name, layer in zip(("mixer_first", "mixer_last"), layers):
         prefix = f"transformer.{layer}."
         block = {k.removeprefix(prefix): v for k, v in text.items() if k.startswith(prefix)}

@@ -92,8 +92,8 @@ def canonical(
 def without_end_mark(tokenizer: tokenizers.Tokenizer, pad_id: int) -> tokenizers.Tokenizer:
     """The same tokenizer with padding where its end mark stood (CLIPA cuts BERT's [SEP])."""
     start_id, end_id = marks(tokenizer)
-    start, pad = (tokenizer.id_to_token(i) for i in (start_id, pad_id))
-    assert start is not None and pad is not None and end_id is not None
+    assert start_id is not None and end_id is not None, "BERT's tokenizer has one mark at each end"
+    start, pad = tokenizer.id_to_token(start_id), tokenizer.id_to_token(pad_id)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{start} $A {pad}", special_tokens=[(start, start_id), (pad, pad_id)]
     )
