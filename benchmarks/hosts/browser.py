@@ -37,6 +37,10 @@ class Worker:
         try:
             self._memory_before = self._memory("VmRSS")
             self.opened: dict[str, Any] = self._page.open(artifact.threads, [artifact.tower])
+            if self.opened.pop("software"):
+                raise Unavailable(
+                    "this browser's WebGPU is computed by the CPU: no adapter of a GPU"
+                )
             self.opened |= self._page.call("prepare", artifact.tower, *_queries(artifact))
         except (Unavailable, PocketclipError):
             self.close()

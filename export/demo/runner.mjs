@@ -7,8 +7,9 @@ let clip, queries, next = 0;
 /** Load the towers; {load_ms, first_ms} or {unavailable}. */
 async function open({ module, provider, threads, towers, bundle }) {
   const ort = await import(module);
+  let adapter;
   if (provider === "webgpu") {
-    const adapter = await navigator.gpu?.requestAdapter();
+    adapter = await navigator.gpu?.requestAdapter();
     if (!adapter) return { unavailable: "this browser has no WebGPU adapter" };
   }
   if (threads > 1 && !crossOriginIsolated) {
@@ -19,7 +20,11 @@ async function open({ module, provider, threads, towers, bundle }) {
   ort.env.logLevel = "error";
   const start = performance.now();
   clip = await openBundle(ort, new URL("/bundle/", location.href), { provider, towers, bundle });
-  return { load_ms: performance.now() - start, isolated: crossOriginIsolated, agent: navigator.userAgent };
+  return {
+    load_ms: performance.now() - start,
+    software: Boolean(adapter?.info.isFallbackAdapter),
+    agent: navigator.userAgent,
+  };
 }
 
 /** One input (base64 of float32 pixels or int32 ids) -> its embedding as base64. */
