@@ -20,8 +20,7 @@ def compress(task: Path, out: Path) -> None:
                 "model_path": str(task / "onnx" / f"{tower}.onnx"),
             },
             "passes": {
-                "prepare": {"type": "OnnxQuantizationPreprocess", "skip_symbolic_shape": True},
-                "quantize": {"type": "OnnxDynamicQuantization", "precision": "int8"},
+                "quantize": {"type": "OnnxDynamicQuantization", "quant_preprocess": False},
             },
             "cache_dir": str(folder / "cache"),
             "output_dir": str(folder / "model"),
