@@ -10,8 +10,6 @@ from tiny import PAD, VOCABULARY, tiny_clip
 from torch import nn
 
 from compress.clip import Clip
-from compress.errors import PocketclipError
-from compress.fold import fold
 from compress.model import ClipModel, initialise_
 from compress.preprocess import Preprocess
 from compress.structure import ClipConfig, TextConfig, UpstreamVision, VisionConfig
@@ -51,12 +49,12 @@ SIGLIP_AND_BERT = ClipConfig(
 CONVOLUTIONS = ClipConfig(
     embed_dim=32,
     vision=UpstreamVision(
-        name="repghostnet_050",
+        name="test_convnext",
         builder="open_clip",
         arguments={
             "vision_cfg": {
-                "timm_model_name": "repghostnet_050",
-                "timm_pool": "avg",
+                "timm_model_name": "test_convnext",
+                "timm_pool": "",
                 "timm_proj": "linear",
                 "image_size": 64,
             }
@@ -83,10 +81,5 @@ def clip_of(config: ClipConfig) -> Clip:
 @pytest.mark.parametrize("config", [SIGLIP_AND_BERT, CONVOLUTIONS], ids=["siglip-bert", "conv"])
 def test_family_exports_and_verifies(config: ClipConfig, tmp_path: Path) -> None:
     clip = clip_of(config)
-    if config is CONVOLUTIONS:
-        with pytest.raises(PocketclipError, match="still has the branches it is trained with"):
-            onnx.write(clip, onnx.Config(), tmp_path / "unfolded")
-        assert not (tmp_path / "unfolded").exists()
-    folded = fold(clip)
-    onnx.write(folded, onnx.Config(), tmp_path / "bundle")
+    onnx.write(clip, onnx.Config(), tmp_path / "bundle")
     assert min(_verify.verify(tmp_path / "bundle").values()) > 0.9999
