@@ -109,8 +109,9 @@ def _recomputed(tower: nn.Module) -> Callable[..., Tensor]:
     """
 
     def run(*inputs: Tensor, **named: Tensor | None) -> Tensor:
-        found: Tensor = checkpoint(
-            tower,
+        called: Callable[..., Tensor] = tower
+        found: Tensor = checkpoint(  # type: ignore[call-overload]
+            called,
             *inputs,
             use_reentrant=False,
             context_fn=lambda: (_statistics_at_rest(tower), nullcontext()),

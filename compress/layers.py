@@ -3,6 +3,8 @@
 Shapes: B batch, N tokens, D width, H heads, K head width.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -126,7 +128,11 @@ class MixerBlock(nn.Module):
 
     def __init__(self, width: int, hidden: int, kernel: int, activation: Activation) -> None:
         super().__init__()
-        along_tokens = {"kernel_size": kernel, "padding": kernel // 2, "groups": width}
+        along_tokens: dict[str, Any] = {
+            "kernel_size": kernel,
+            "padding": kernel // 2,
+            "groups": width,
+        }
         self.mix = nn.Conv1d(width, width, **along_tokens)
         self.conv = nn.Conv1d(width, width, **along_tokens)
         self.mlp = Mlp(width, hidden, activation)

@@ -211,7 +211,8 @@ class TextTower(nn.Module):
         if pooling == "first":
             return x[:, 0]
         if pooling == "mean":
-            kept = (tokens != self.config.pad_id).to(x.dtype).unsqueeze(-1)  # [B, N, 1]
+            assert self.config.pad_id is not None
+            kept = tokens.ne(self.config.pad_id).to(x.dtype).unsqueeze(-1)  # [B, N, 1]
             return (x * kept).sum(dim=1) / kept.sum(dim=1)
         end = self._place(tokens)
         return x.gather(1, end.view(-1, 1, 1).expand(-1, 1, x.shape[-1])).squeeze(1)

@@ -27,10 +27,11 @@ def attention_scores(tower: ImageTower, pixels: Tensor) -> Tensor:
         scores.append(weights.float().mean(dim=(1, 2))[:, first:])
 
     handles = [
-        block.attention.qkv.register_forward_hook(
-            lambda module, inputs, out, attention=block.attention: note(attention, out)
+        attention.qkv.register_forward_hook(
+            lambda module, inputs, out, attention=attention: note(attention, out)
         )
-        for block in tower.blocks
+        for attention in tower.modules()
+        if isinstance(attention, Attention)
     ]
     try:
         tower(pixels)

@@ -58,7 +58,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return found.reshape(*a.shape[:-1], b.shape[-1])
 
 
-PORTABLE = {
+PORTABLE: dict[Any, Callable[..., Any]] = {
     aten.argmax.default: highest,
     aten.gather.default: pick,
     aten.unbind.int: parts,

@@ -73,4 +73,4 @@ def _marks(clip: Clip, tokenizer: Tokenizer) -> dict[str, str]:
             f"{clip.name}: tokenizer.json has no token for {', '.join(missing)}; readers of the "
             "file alone know marks by name"
         )
-    return names
+    return {role: name for role, name in names.items() if name is not None}

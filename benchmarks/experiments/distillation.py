@@ -186,7 +186,7 @@ def step_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:
     if path.exists():
         return list(json.loads(path.read_text()))
     torch.set_num_threads(1)
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "plain": PLAIN,
         "reinforced, one caption": {**REINFORCED, "synthetic": "mix"},
         "reinforced, two captions": REINFORCED,
@@ -271,7 +271,7 @@ def main() -> None:
     in_processes(given.jobs, folder, given.quick)
     rows += [train(*job, folder) for job in jobs(given.quick)]
     rows += step_rows(folder, 1 if given.quick else 8)
-    result = {
+    result: dict[str, Any] = {
         "command": "python -m benchmarks.experiments.distillation"
         + (" --quick" if given.quick else ""),
         "date": datetime.now(UTC).date().isoformat(),

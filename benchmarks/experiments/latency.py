@@ -157,7 +157,7 @@ def main() -> None:
         given.bundles, QUICK if given.quick else Config(), 2 if given.quick else REPEATS
     )
     rows += others(given.bundles, 1.0 if given.quick else 5.0)
-    result = {
+    result: dict[str, Any] = {
         "command": "python -m benchmarks.experiments.latency" + (" --quick" if given.quick else ""),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.describe(),

@@ -237,11 +237,14 @@ def _register_small_networks() -> None:
     """timm's networks in sizes that a laptop tests in seconds; timm has none of these itself."""
     from timm.models import _registry, eva, vision_transformer, vision_transformer_hybrid
 
-    shared = {"img_size": SIDE, "embed_dim": 64, "depth": 2, "num_heads": 4}
+    shared: dict[str, Any] = {"img_size": SIDE, "embed_dim": 64, "depth": 2, "num_heads": 4}
 
     def build(network: Any, kwargs: dict[str, Any], **settings: Any) -> nn.Module:
-        wanted = {key: kwargs[key] for key in ("num_classes", "global_pool") if key in kwargs}
-        return network(**{**shared, **settings, **wanted})
+        wanted: dict[str, Any] = {
+            key: kwargs[key] for key in ("num_classes", "global_pool") if key in kwargs
+        }
+        built: nn.Module = network(**(shared | settings | wanted))
+        return built
 
     def vit_pocket_siglip(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         vit = vision_transformer.VisionTransformer

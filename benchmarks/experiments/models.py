@@ -106,7 +106,7 @@ def main() -> None:
     folder = QUICK if given.quick else RUNS
     folder.mkdir(parents=True, exist_ok=True)
     rows = [run_arm(name, folder, given.quick) for name in arms(given.quick)]
-    result = {
+    result: dict[str, Any] = {
         "command": "python -m benchmarks.experiments.models" + (" --quick" if given.quick else ""),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.describe(),

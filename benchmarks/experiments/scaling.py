@@ -71,7 +71,9 @@ def artifact(curve: str, size: int, place: Path) -> Artifact:
     batch = size if curve == "batch" else 1
     model = clip(**settings)
     side = model.preprocess.size[0]
-    folder = place / f"size-{side}-width-{model.model.config.vision.width}-batch-{batch}"
+    vision = model.model.config.vision
+    assert isinstance(vision, VisionConfig)
+    folder = place / f"size-{side}-width-{vision.width}-batch-{batch}"
     if not (folder / "bundle.json").exists():
         export.onnx.write(model, export.onnx.Config(batch=batch), folder)
     pixels = np.random.default_rng(SEED).random((4, 3, side, side), dtype=np.float32)

@@ -33,8 +33,9 @@ def share(worker: "Worker", shards: list[int], num_workers: int) -> None:
     bare = replace(worker, work=replace(worker.work, data=replace(data)))
     rows = ray.data.from_items([{"shard": number} for number in shards])
     gpus: dict[str, Any] = {"num_gpus": 1} if worker.work.device.startswith("cuda") else {}
+    each: Any = RemoteWorker
     made = rows.repartition(max(1, len(shards))).map(
-        RemoteWorker, fn_constructor_args=(bare,), concurrency=num_workers, **gpus
+        each, fn_constructor_args=(bare,), concurrency=num_workers, **gpus
     )
     done = sorted(row["shard"] for row in made.take_all())
     assert done == sorted(shards), (done, shards)

@@ -7,7 +7,7 @@ out, which stand here.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -184,7 +184,7 @@ def _text(kind: str, config: Mapping[str, Any], embed_dim: int, source: Path | s
     # Early configs name 2, which was never the end of text; transformers takes the highest id then.
     end_id = cfg["eos_token_id"]
     ranked = end_id in (2, cfg["vocab_size"] - 1)
-    pooling = "argmax" if ranked else "end"
+    pooling: Literal["argmax", "end"] = "argmax" if ranked else "end"
     return TextConfig(**shared, pooling=pooling, end_id=0 if ranked else end_id)
 
 

@@ -5,7 +5,7 @@ The network is built without weights and asked for its structure, as its name sa
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,13 +42,18 @@ QUERY = ("trunk.attn_pool.latent", "trunk.attn_pool.q.weight", "trunk.attn_pool.
 def config(tower: nn.Module) -> VisionConfig | None:
     """Structure of a TimmModel; None unless it is a transformer like ours."""
     trunk: Any = tower.trunk
-    if not _plain(trunk) or set(tower.head._modules) - {"drop", "proj"}:
+    head: Any = tower.head
+    if not _plain(trunk) or set(head._modules) - {"drop", "proj"}:
         return None
     blocks, pool = list(trunk.blocks), trunk.attn_pool
     first = blocks[0]
-    linear = isinstance(trunk.head, nn.Linear) or hasattr(tower.head, "proj")
-    layer = trunk.head if isinstance(trunk.head, nn.Linear) else getattr(tower.head, "proj", None)
-    pooling = {"map": "attention", "token": "class", "avg": "mean"}[trunk.global_pool or "token"]
+    linear = isinstance(trunk.head, nn.Linear) or hasattr(head, "proj")
+    layer = trunk.head if isinstance(trunk.head, nn.Linear) else getattr(head, "proj", None)
+    poolings: dict[str, Literal["class", "mean", "attention"]] = {
+        "map": "attention",
+        "token": "class",
+        "avg": "mean",
+    }
     return VisionConfig(
         width=trunk.embed_dim,
         head_width=first.attn.head_dim,
@@ -60,7 +65,7 @@ def config(tower: nn.Module) -> VisionConfig | None:
         projection_bias=layer is not None and layer.bias is not None,
         image_size=trunk.patch_embed.img_size[0],
         patch_size=trunk.patch_embed.patch_size[0],
-        pooling=pooling,
+        pooling=poolings[trunk.global_pool or "token"],
         class_token=trunk.cls_token is not None,
         pre_norm=not isinstance(trunk.norm_pre, nn.Identity),
         patch_bias=trunk.patch_embed.proj.bias is not None,
@@ -78,7 +83,7 @@ def _plain(trunk: Any) -> bool:
 
     if type(trunk) is not theirs.VisionTransformer or type(trunk.patch_embed) is not PatchEmbed:
         return False
-    first = trunk.blocks[0]
+    first: Any = trunk.blocks[0]
     sides = trunk.patch_embed.img_size, trunk.patch_embed.patch_size
     return (
         type(first) is theirs.Block
@@ -86,7 +91,7 @@ def _plain(trunk: Any) -> bool:
         and isinstance(first.attn.q_norm, nn.Identity)
         and isinstance(first.mlp.norm, nn.Identity)
         and first.attn.qkv.bias is not None
-        and _activation(first.mlp.act) is not None
+        and _activation(cast(nn.Module, first.mlp.act)) is not None
         and isinstance(trunk.patch_embed.norm, nn.Identity)
         and all(height == width for height, width in sides)
         and not trunk.num_reg_tokens

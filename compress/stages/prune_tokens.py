@@ -158,8 +158,8 @@ def _filled(vision: VisionConfig, cfg: Config, reduction: Reduction) -> Reductio
         found = with_sites(cfg, [*sites[:n], more, *sites[n + 1 :]])
         if share_of_macs(vision, found) <= cfg.macs:
             sites[n] = more
-    before = [vision.grid**2, *(site.keep for site in sites)]
-    return with_sites(cfg, [site for n, site in enumerate(sites) if site.keep < before[n]])
+    kept = [vision.grid**2, *(site.keep for site in sites)]
+    return with_sites(cfg, [site for n, site in enumerate(sites) if site.keep < kept[n]])
 
 
 def with_sites(cfg: Config, sites: list[Site] | tuple[Site, ...]) -> Reduction:
