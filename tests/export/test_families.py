@@ -69,7 +69,8 @@ def clip_of(config: ClipConfig) -> Clip:
     torch.manual_seed(0)
     model = ClipModel(config)
     initialise_(model)
-    for parameter in model.text.parameters():
+    # Zero biases would turn a flat picture into an embedding of length 0.
+    for parameter in model.parameters():
         if parameter.ndim == 1:
             nn.init.normal_(parameter, std=0.2)
     side = config.vision.image_size
