@@ -43,7 +43,7 @@ def test_a_bundle_that_cannot_run_here_says_so_and_why(tmp_path: Path) -> None:
 
 
 def test_a_simulation_that_misses_the_gate_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(GateFailed, match="far fp16, image tower, .*: worst cosine"):
+    with pytest.raises(GateFailed, match=r"far fp16, image tower, .*: worst cosine"):
         write(spec(seed=1), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -68,7 +68,7 @@ def test_int8_files_are_a_fraction_of_fp32(tmp_path: Path) -> None:
 
 def test_a_gate_above_what_int8_reaches_is_reported_with_figures(tmp_path: Path) -> None:
     strict = exporter.Config(precision="int8", min_cosine=0.999999)
-    with pytest.raises(GateFailed, match="onnxruntime int8, image tower, .*: worst cosine"):
+    with pytest.raises(GateFailed, match=r"onnxruntime int8, image tower, .*: worst cosine"):
         exporter.write(tiny_clip(), strict, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
