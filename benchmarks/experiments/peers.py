@@ -92,23 +92,22 @@ def rows(found: list[dict[str, Any]], cfg: Config, accuracy: Accuracy, clip: Any
 
 
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Our fastest image tower that is as accurate as a peer's, against the fastest such peer's."""
+    """Our fastest image tower that is as accurate as the fastest peer's, against that peer's.
+
+    None where no tower of ours is as accurate.
+    """
     measured = [
         i
         for i, row in enumerate(rows)
         if row.get("tower") == "image" and row.get("p50_ms") and row["artifact"] != "teacher"
     ]
     peers = [i for i in measured if not rows[i]["ours"]]
-    pairs = [
-        (i, j)
-        for i in peers
-        for j in measured
-        if rows[j]["ours"] and rows[j]["top1"] >= rows[i]["top1"]
-    ]
-    if not peers or not pairs:
+    if not peers:
         return []
     best = min(peers, key=lambda i: rows[i]["p50_ms"])
-    own = [j for i, j in pairs if i == best] or [j for _, j in pairs]
+    own = [j for j in measured if rows[j]["ours"] and rows[j]["top1"] >= rows[best]["top1"]]
+    if not own:
+        return []
     fastest = min(own, key=lambda j: rows[j]["p50_ms"])
     value = rows[best]["p50_ms"] / rows[fastest]["p50_ms"]
     return [

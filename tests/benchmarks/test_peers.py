@@ -81,3 +81,5 @@ def test_claim_compares_at_equal_or_better_accuracy():
     ]
     [claim] = experiment.claims(rows)
     assert claim["value"] == 2.0 and claim["rows"] == [1, 4] and not claim["holds"]
+    rows[4]["top1"] = 0.49
+    assert experiment.claims(rows) == []
