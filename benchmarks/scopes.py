@@ -35,6 +35,18 @@ def pipeline(artifact: Artifact, encode: Callable[[Tensor], Tensor]) -> tuple[Qu
     return (lambda raw: nearest(index, encode(prepare(raw)))), inputs
 
 
+def beside(encoder: Any, inputs: list[Any]) -> list[Any]:
+    """Tensors moved to where a torch model's weights are; other runtimes take them from the host.
+
+    Bytes and sentences stay what they are: their way to the device belongs to the query.
+    """
+    model = getattr(encoder, "model", None)
+    if not isinstance(model, torch.nn.Module):
+        return inputs
+    device = next(model.parameters()).device
+    return [query.to(device) if isinstance(query, Tensor) else query for query in inputs]
+
+
 def raw_queries(folder: Path, tower: str) -> list[Any]:
     """The goldens as an application meets them: bytes of PNG files, or sentences."""
     about = json.loads((folder / "golden" / "golden.json").read_text(encoding="utf-8"))

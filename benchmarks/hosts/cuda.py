@@ -1,7 +1,7 @@
 """An NVIDIA GPU of this machine: exporters' `load` with device cuda, timed by CUDA events.
 
-Of a torch model the events bracket the query on the GPU alone, replayed as a CUDA graph where it
-can be captured; runtimes that take arrays from the host (ONNX Runtime, TensorRT through its
+Of a torch model, whose inputs lie on the GPU beforehand, the events bracket the query alone,
+launches included; runtimes that take arrays from the host (ONNX Runtime, TensorRT through its
 exporter) are timed with their copies, the stream synchronised before the clock stops.
 """
 

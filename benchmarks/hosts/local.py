@@ -183,13 +183,14 @@ class Tower:
         torch.set_num_threads(artifact.threads)
         exporter = plugin.find(plugin.EXPORTERS, artifact.exporter)
         self._artifact = artifact
-        self._memory_before = _resident_bytes()
-        _forget_peak()
+        self._memory_before = resident_bytes()
+        forget_peak()
         start = time.perf_counter_ns()
         encoder = exporter.load(artifact.folder, self.device, artifact.threads)
         loaded = time.perf_counter_ns()
         encode = getattr(encoder, f"encode_{artifact.tower}")
-        self._call, self._inputs = scopes.pipeline(artifact, encode)
+        self._call, inputs = scopes.pipeline(artifact, encode)
+        self._inputs = scopes.beside(encoder, inputs)
         self._next = 0
         first_ms, _ = self._one()
         self.opened = {"load_ms": (loaded - start) / 1e6, "first_ms": first_ms}
@@ -213,7 +214,7 @@ class Tower:
         return placement.of(self._artifact.folder, self._artifact.tower)
 
     def peak(self) -> int:
-        return max(0, _peak_bytes() - self._memory_before)
+        return max(0, peak_bytes() - self._memory_before)
 
 
 def _status_bytes(field: str) -> int | None:
@@ -225,16 +226,21 @@ def _status_bytes(field: str) -> int | None:
     return int(found.group(1)) * 1024 if found else None
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """Highest resident memory of this process.
+
+    VmHWM first: the kernel's ru_maxrss begins at the peak of the process that started this one.
+    """
     unit = 1 if sys.platform == "darwin" else 1024
     return _status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _resident_bytes() -> int:
-    return _status_bytes("VmRSS") or _peak_bytes()
+def resident_bytes() -> int:
+    """Resident memory of this process now."""
+    return _status_bytes("VmRSS") or peak_bytes()
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Start VmHWM anew, as a forked process inherits its parent's; only Linux can."""
     try:
         Path("/proc/self/clear_refs").write_text("5")

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny import tiny_clip
 
 import export.onnx
-from benchmarks import bundles
+from benchmarks import bundles, scopes
 from benchmarks.hosts import android, cuda, ios, remote
 from benchmarks.timing import Artifact
+from compress.clip import TorchEncoder
 from compress.errors import PocketclipError
 from export import Unavailable
 
@@ -110,6 +112,15 @@ def test_machine_without_a_gpu_is_a_reason(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(Unavailable, match="no CUDA device"):
         cuda.describe()
+
+
+def test_inputs_lie_where_the_weights_of_a_torch_model_are():
+    encoder, pixels = TorchEncoder(tiny_clip(layers=1)), torch.zeros(1, 3, 8, 8)
+    assert scopes.beside(encoder, [pixels])[0].device.type == "cpu"
+    encoder.model.to("meta")
+    tensor, sentence = scopes.beside(encoder, [pixels, "a cat"])
+    assert tensor.device.type == "meta" and sentence == "a cat"
+    assert scopes.beside(object(), [pixels]) == [pixels]
 
 
 def coreml_bundle(folder):
