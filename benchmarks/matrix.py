@@ -30,6 +30,7 @@ def page(result: dict[str, Any]) -> str:
     small = [row for row in result["rows"] if row["config"] == "small"]
     parts = [_head(result), _table(small, reasons), _targets(small, reasons), _full(result["rows"])]
     parts.append(_claims(result["claims"]))
+    parts.append(_missing(result["missing"]))
     parts.append("## Reasons\n\n" + "\n".join(f"{n}. {r}" for n, r in enumerate(reasons, 1)))
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
@@ -75,6 +76,10 @@ def _full(rows: list[dict[str, Any]]) -> str:
     lines.append("|---|---|")
     lines += [f"| {r['name']} | {_parity(r)} |" for r in rows if r["config"] == "full"]
     return "\n".join(lines)
+
+
+def _missing(names: list[str]) -> str:
+    return "## Arms that were not run\n\n" + ("\n".join(f"- {name}" for name in names) or "none")
 
 
 def _claims(claims: list[dict[str, Any]]) -> str:

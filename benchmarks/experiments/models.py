@@ -1,19 +1,21 @@
 """Which models come in, and what can be done with them: parity with their own libraries.
 
-    python -m benchmarks.experiments.models            about 15 minutes on two cores
-    python -m benchmarks.experiments.models --quick    three families, two targets; a few minutes
+    python -m benchmarks.experiments.models                every family and target
+    python -m benchmarks.experiments.models --minutes 15 --targets onnxruntime open_clip
+    python -m benchmarks.experiments.models --quick        three families, two targets
 
 Small random models of every family are opened through the same door as anybody's checkpoint,
 compared with the module of their own library, distilled for two steps, cut, and exported to every
 target. Full named architectures with random weights are compared too. Each arm runs in a process of
-its own and is kept in runs/models, so a stopped experiment continues. The matrix in docs/models.md
-is drawn from the result by `python -m benchmarks.matrix`.
+its own and is kept in runs/models, so a stopped experiment continues; arms that failed, or that
+`--minutes` left no time to begin, are named as missing. The matrix in docs/models.md is drawn from
+the result by `python -m benchmarks.matrix`.
 """
 
 import argparse
 import json
-import subprocess
-import sys
+import multiprocessing
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +25,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.experiments import model_arms, model_families
+from compress import plugin
 from compress.atomic import write_json
 
 ROOT = Path(__file__).parents[2]
@@ -35,9 +38,12 @@ LIMIT = 1e-4
 """Largest difference of unit embeddings in float32 that counts as the same model."""
 
 
-def arms(quick: bool) -> dict[str, Callable[[Path], dict[str, Any]]]:
+# Imported once by the process that arms are forked from: a core spends ten seconds on them.
+PRELOADED = ["open_clip", "transformers", "benchmarks.experiments.model_arms"]
+
+
+def arms(quick: bool, targets: tuple[str, ...]) -> dict[str, Callable[[Path], dict[str, Any]]]:
     """Name of an arm -> the function that computes its row."""
-    targets = QUICK_TARGETS if quick else None
     families = QUICK_FAMILIES if quick else model_families.FAMILIES
     found: dict[str, Callable[[Path], dict[str, Any]]] = {
         f"small: {family}": lambda folder, family=family: model_arms.small(  # type: ignore[misc]
@@ -45,23 +51,50 @@ def arms(quick: bool) -> dict[str, Callable[[Path], dict[str, Any]]]:
         )
         for family in families
     }
+    found = {"memory: ViT-B-16": model_arms.memory} | found
     if not quick:
         found |= {f"full: {name}": check for name, check in model_arms.FULL.items()}
-    return found | {"memory: ViT-B-16": model_arms.memory}
+    return found
 
 
-def run_arm(name: str, folder: Path, quick: bool) -> dict[str, Any]:
-    """The row of an arm, from its file if it is there."""
-    place = folder / "".join(letter if letter.isalnum() else "-" for letter in name)
-    kept = place.with_suffix(".json")
-    if not kept.exists():
-        command = [sys.executable, "-m", "benchmarks.experiments.models", "--arm", name]
-        command += ["--quick"] if quick else []
-        done = subprocess.run([*command, str(place)], cwd=ROOT)
-        if done.returncode:
-            sys.exit(f"{name} failed")
-    row: dict[str, Any] = json.loads(kept.read_text())
-    return row
+def run_arm(name: str, place: Path, quick: bool, targets: tuple[str, ...]) -> None:
+    """Compute an arm in this process and write its row beside its folder."""
+    torch.manual_seed(SEED)
+    torch.set_num_threads(1)
+    row = {"arm": name, **arms(quick, targets)[name](place)}
+    write_json(place.with_suffix(".json"), row)
+
+
+def run_arms(
+    folder: Path, quick: bool, targets: tuple[str, ...], minutes: float
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of the arms that are done, from their files if they are there; missing arms and why."""
+    context = _context()
+    end = time.monotonic() + 60 * minutes
+    rows: list[dict[str, Any]] = []
+    missing: list[str] = []
+    for name in arms(quick, targets):
+        place = folder / "".join(letter if letter.isalnum() else "-" for letter in name)
+        kept, why = place.with_suffix(".json"), f"no time left of {minutes:g} minutes"
+        if not kept.exists() and time.monotonic() < end:
+            arm = context.Process(target=run_arm, args=(name, place, quick, targets))
+            arm.start()
+            arm.join()
+            why = f"failed with exit code {arm.exitcode}"
+        if kept.exists():
+            rows.append(json.loads(kept.read_text()))
+        else:
+            missing.append(f"{name}: {why}")
+        print(f"{name}: {'done' if kept.exists() else why}", flush=True)
+    return rows, missing
+
+
+def _context() -> Any:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -92,27 +125,29 @@ def _worst(rows: list[dict[str, Any]], key: str, name: str, goal: float) -> dict
 
 
 def main() -> None:
+    every = tuple(plugin.names(plugin.EXPORTERS))
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"few arms; writes into {QUICK.name}")
-    parser.add_argument("--arm", nargs=2, metavar=("NAME", "PLACE"), help=argparse.SUPPRESS)
+    parser.add_argument("--targets", nargs="+", choices=every, help="instead of every target")
+    parser.add_argument("--minutes", type=float, help="begin no arm after that")
     given = parser.parse_args()
-    torch.manual_seed(SEED)
-    torch.set_num_threads(1)
-    if given.arm:
-        name, place = given.arm[0], Path(given.arm[1])
-        row = {"arm": name, **arms(given.quick)[name](place)}
-        write_json(place.with_suffix(".json"), row)
-        return
+    targets = tuple(given.targets or (QUICK_TARGETS if given.quick else every))
     folder = QUICK if given.quick else RUNS
+    folder /= "-".join(given.targets or ["all"])
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [run_arm(name, folder, given.quick) for name in arms(given.quick)]
+    rows, missing = run_arms(folder, given.quick, targets, given.minutes or float("inf"))
+    command = ["python -m benchmarks.experiments.models"]
+    command += ["--quick"] if given.quick else []
+    command += ["--targets", *given.targets] if given.targets else []
+    command += [f"--minutes {given.minutes:g}"] if given.minutes else []
     result: dict[str, Any] = {
-        "command": "python -m benchmarks.experiments.models" + (" --quick" if given.quick else ""),
+        "command": " ".join(command),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.describe(),
         "versions": machine.versions(),
         "seeds": [SEED],
         "rows": rows,
+        "missing": missing,
         "claims": claims(rows),
     }
     write_json(folder / "models.json" if given.quick else RESULTS, result)

@@ -24,6 +24,7 @@ def result() -> dict[str, Any]:
         "machine": {"cores": 2, "cpu": "a CPU"},
         "versions": {"torch": "2"},
         "rows": rows,
+        "missing": ["small: third"],
         "claims": models.claims(rows),
     }
 
@@ -33,6 +34,7 @@ def test_reasons_are_numbered_once() -> None:
     assert "| plain | 1e-06, 2e-07 | yes | yes | yes | yes |" in shown
     assert "| other | 3e-04, 2e-07 | yes | yes | no (1) | no (1) |" in shown
     assert "| other | no (2) |" in shown and "2. no such operator" in shown
+    assert "not run\n\n- small: third\n" in shown
 
 
 def test_claims_take_the_worst_row() -> None:
