@@ -17,6 +17,7 @@ WORDS = {
     "refused": "refused",
     "crashed": "crashed",
     "no source": "no model",
+    "not run": "not run",
 }
 
 

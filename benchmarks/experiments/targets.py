@@ -2,10 +2,12 @@
 
     python -m benchmarks.experiments.targets            an hour or more on two cores
     python -m benchmarks.experiments.targets --quick    the embedded student, one precision a target
+    python -m benchmarks.experiments.targets --minutes 20 --sources "embedded teacher"
 
 What is tried is the exporters' contract (export/_contract.py), which the tests use too: a new
 exporter, precision or source appears here by existing. Each case runs in a process of its own, so
-that a converter may crash, and is kept in runs/targets: a stopped experiment continues.
+that a converter may crash, and is kept in runs/targets: a stopped experiment continues. What was
+left out is in the results as not run, and no claim holds because of it.
 Models of open_clip have random weights, as nothing is downloaded: they show that a shape converts,
 not what integers cost in accuracy.
 """
@@ -13,10 +15,12 @@ not what integers cost in accuracy.
 import argparse
 import json
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,6 +31,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine, target_matrix
+from benchmarks.target_claims import ON_LINUX, STUDENT, claims
 from compress import atomic, plugin
 from compress import recipe as recipes
 from compress.clip import Clip
@@ -41,12 +46,7 @@ PAGE = ROOT / "docs/targets.md"
 RUNS = ROOT / "runs/targets"
 SEED = 0
 LIMIT_SECONDS = 3600
-TEACHER, STUDENT = "embedded teacher", "embedded student"
-ON_LINUX = ("onnx", "onnxruntime", "openvino", "executorch", "litert", "mnn", "web")
-"""Targets that must pass for both towers of every model on a Linux CPU."""
-MINUTES = {STUDENT: 5, "ViT-B/16": 15}
-LARGE_BYTES = 100_000_000
-"""Weights beside which Python and its libraries weigh little."""
+TEACHER = "embedded teacher"
 PACKAGES = (
     "openvino",
     "nncf",
@@ -126,13 +126,19 @@ def case(source: str, target: str, precision: str | None, folder: Path) -> Rows:
     rows = _contract.prove(clip, target, precision, folder / "bundle")
     weights = sum(4 * p.numel() for p in clip.model.parameters())
     memory = {"peak_memory_bytes": _peak_bytes() - before, "weights_bytes": weights}
-    return [row | memory for row in rows]
+    return [row | memory | {"load": machine.load_average()} for row in rows]
+
+
+def kept_rows(source: str, target: str, precision: str | None, folder: Path) -> Path:
+    """Where the rows of a case are kept."""
+    name = source.replace("/", "-").replace(" ", "-")
+    return folder / name / f"{target}-{precision}" / "rows.json"
 
 
 def run(source: str, target: str, precision: str | None, folder: Path) -> Rows:
     """One case in a process of its own, if it is not there yet."""
-    place = folder / source.replace("/", "-").replace(" ", "-") / f"{target}-{precision}"
-    kept = place / "rows.json"
+    kept = kept_rows(source, target, precision, folder)
+    place = kept.parent
     if not kept.exists():
         place.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "benchmarks.experiments.targets", "--case"]
@@ -155,52 +161,11 @@ def run(source: str, target: str, precision: str | None, folder: Path) -> Rows:
     return [{"source": source, **row} for row in found]
 
 
-def claims(rows: Rows) -> list[dict[str, Any]]:
-    """Share of models that pass, per target; time and memory of an export."""
-    made = []
-    for target in ON_LINUX:
-        indices = [i for i, row in enumerate(rows) if _counts(row, target)]
-        if indices:
-            share = sum(rows[i]["passed"] for i in indices) / len(indices)
-            made.append(_claim(f"{target}: towers that pass", share, 1.0, "fraction", indices))
-    for source, minutes in MINUTES.items():
-        indices = [
-            i
-            for i, row in enumerate(rows)
-            if row["source"] == source and row["tower"] == "image" and "seconds" in row
-        ]
-        if indices:
-            seconds = _default_seconds(rows, indices)
-            name = f"{source} to all installed targets, one precision each"
-            made.append(_claim(name, seconds, 60 * minutes, "seconds", indices, "lower"))
-    large = [i for i, row in enumerate(rows) if row.get("weights_bytes", 0) >= LARGE_BYTES]
-    large = [i for i in large if rows[i]["passed"]]
-    if large:
-        worst = max(rows[i]["peak_memory_bytes"] / rows[i]["weights_bytes"] for i in large)
-        name = "memory an export adds, over the weights, worst case"
-        made.append(_claim(name, worst, 4.0, "ratio", large, "lower"))
-    return made
-
-
-def _counts(row: dict[str, Any], target: str) -> bool:
-    """Whether a row says something of a target: its source opens. No runtime here is a failure."""
-    return bool(row["target"] == target and row["kind"] != "no source")
-
-
-def _default_seconds(rows: Rows, indices: list[int]) -> float:
-    """Sum over targets of the first precision's time."""
-    first: dict[str, float] = {}
-    for i in indices:
-        first.setdefault(rows[i]["target"], rows[i]["seconds"])
-    return round(sum(first.values()), 1)
-
-
-def _claim(
-    name: str, value: float, goal: float, unit: str, rows: list[int], better: str = "higher"
-) -> dict[str, Any]:
-    holds = value >= goal if better == "higher" else value <= goal
-    about = {"name": name, "value": value, "goal": goal, "unit": unit, "better": better}
-    return {**about, "holds": holds, "rows": rows}
+def not_run(source: str, target: str, precision: str | None, reason: str) -> Rows:
+    """The rows of a case that was left out."""
+    about = {"source": source, "target": target, "precision": precision}
+    row = {**about, "passed": False, "kind": "not run", "reason": f"not run: {reason}"}
+    return [{**row, "tower": tower} for tower in ("image", "text")]
 
 
 def _last_words(log: Path, code: int) -> str:
@@ -225,18 +190,28 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _chosen(sources: list[str], quick: bool) -> list[tuple[str, str, str | None]]:
-    cases = _contract.cases()
-    if quick:
-        sources, cases = [STUDENT], [cases[[t for t, _ in cases].index(n)] for n, _ in cases]
-        cases = list(dict.fromkeys(cases))
-    return [(source, *case) for source in sources for case in cases]
+def _cases(quick: bool) -> list[tuple[int, str, str | None]]:
+    """The contract's cases with the place of each precision in its target: 0 is the first."""
+    found: list[tuple[int, str, str | None]] = []
+    for target, precision in _contract.cases():
+        place = sum(name == target for _, name, _ in found)
+        found.append((place, target, precision))
+    return [case for case in found if case[0] == 0 or not quick]
+
+
+def _in_turn(sources: list[str], quick: bool) -> list[tuple[str, str, str | None]]:
+    """First precisions of all sources before second ones, in the claims' order: time may end."""
+    rank = {target: place for place, target in enumerate(ON_LINUX)}
+    cases = sorted(_cases(quick), key=lambda case: rank.get(case[1], len(rank)))
+    firsts = [(source, *case[1:]) for source in sources for case in cases if case[0] == 0]
+    return firsts + [(source, *case[1:]) for source in sources for case in cases if case[0] > 0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="writes to runs/targets-quick")
     parser.add_argument("--sources", nargs="*", default=list(SOURCES), choices=list(SOURCES))
+    parser.add_argument("--minutes", type=float, help="start no case after this time")
     parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
@@ -244,20 +219,24 @@ def main() -> None:
         rows = case(source, target, precision or None, Path(place))
         atomic.write_json(Path(place) / "rows.json", rows)
     else:
-        measure(options.sources, options.quick)
+        sources = [STUDENT] if options.quick else options.sources
+        measure(sources, options.quick, options.minutes)
 
 
-def measure(sources: list[str], quick: bool) -> None:
-    """Run what is not there yet; with all sources, write the committed results and the page."""
-    whole = not quick and sources == list(SOURCES)
+def measure(sources: list[str], quick: bool, minutes: float | None) -> None:
+    """Run what is not there yet; unless quick, write the committed results and the page."""
     folder = RUNS.with_name("targets-quick") if quick else RUNS
-    rows = []
-    for chosen in _chosen(sources, quick):
-        rows += run(*chosen, folder)
-        verdict = ", ".join(str(row.get("worst_cosine", row["reason"])) for row in rows[-2:])
+    started = time.monotonic()
+    for chosen in _in_turn(sources, quick):
+        late = minutes is not None and time.monotonic() - started > 60 * minutes
+        if late and not kept_rows(*chosen, folder).exists():
+            continue
+        found = run(*chosen, folder)
+        verdict = ", ".join(str(row.get("worst_cosine", row["reason"])) for row in found)
         print(*chosen, verdict, flush=True)
+    rows = _gathered(sources, quick, minutes, folder)
     result = {
-        "command": "python -m benchmarks.experiments.targets",
+        "command": shlex.join(["python", "-m", "benchmarks.experiments.targets", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.describe(),
         "versions": _versions(),
@@ -265,10 +244,25 @@ def measure(sources: list[str], quick: bool) -> None:
         "rows": rows,
         "claims": claims(rows),
     }
-    atomic.write_json(RESULTS if whole else folder / "targets.json", result)
-    if whole:
+    atomic.write_json(folder / "targets.json" if quick else RESULTS, result)
+    if not quick:
         PAGE.parent.mkdir(exist_ok=True)
         atomic.write_text(PAGE, target_matrix.page(result))
+
+
+def _gathered(sources: list[str], quick: bool, minutes: float | None, folder: Path) -> Rows:
+    """The rows of all cases in the order of the page, left-out ones with the reason."""
+    rows: Rows = []
+    for source in sources if quick else SOURCES:
+        for _, target, precision in _cases(quick):
+            chosen = (source, target, precision)
+            if source not in sources:
+                rows += not_run(*chosen, "this model was not among --sources")
+            elif kept_rows(*chosen, folder).exists():
+                rows += run(*chosen, folder)
+            else:
+                rows += not_run(*chosen, f"the {minutes:g} minutes of --minutes were over")
+    return rows
 
 
 if __name__ == "__main__":

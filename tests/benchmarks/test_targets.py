@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import target_matrix
+from benchmarks import target_claims, target_matrix
 from benchmarks.experiments import targets
 
 
@@ -27,15 +27,44 @@ ROWS = [
 
 
 def test_claims_count_towers_seconds_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "LARGE_BYTES", 500)
+    monkeypatch.setattr(target_claims, "LARGE_BYTES", 500)
     found = {claim["name"]: claim for claim in targets.claims(ROWS)}
-    assert found["litert: towers that pass"]["value"] == 0.5
-    assert not found["litert: towers that pass"]["holds"]
-    assert found["openvino: towers that pass"]["value"] == 1
+    assert found["litert: towers shown to pass"]["value"] == 0.5
+    assert not found["litert: towers shown to pass"]["holds"]
+    assert found["openvino: towers shown to pass"]["value"] == 1
     time = found["embedded student to all installed targets, one precision each"]
     assert (time["value"], time["holds"]) == (35.0, True)
     memory = found["memory an export adds, over the weights, worst case"]
     assert (memory["value"], memory["rows"]) == (2.5, [4])
+
+
+def test_what_was_not_run_shows_nothing() -> None:
+    left = targets.not_run(targets.STUDENT, "onnx", "fp32", "time was over")
+    found = {claim["name"]: claim for claim in targets.claims(ROWS + left)}
+    assert found["onnx: towers shown to pass"]["value"] == 0
+    assert "embedded student to all installed targets, one precision each" not in found
+
+
+def test_left_out_cases_are_rows_with_their_reason(tmp_path: Any) -> None:
+    kept = targets.kept_rows(targets.TEACHER, "onnx", None, tmp_path)
+    kept.parent.mkdir(parents=True)
+    kept.write_text(json.dumps([{"target": "onnx", "precision": None, "passed": True}]))
+    rows = targets._gathered([targets.TEACHER], quick=False, minutes=20, folder=tmp_path)
+    assert [row["source"] for row in rows if row["passed"]] == [targets.TEACHER]
+    late = "not run: the 20 minutes of --minutes were over"
+    reasons = {row["source"]: row["reason"] for row in rows if not row["passed"]}
+    assert reasons.pop(targets.TEACHER) == late
+    assert set(reasons.values()) == {"not run: this model was not among --sources"}
+
+
+def test_first_precisions_come_before_second_ones() -> None:
+    turns = targets._in_turn([targets.TEACHER, targets.STUDENT], quick=False)
+    cases = targets._contract.cases()
+    count = len({target for target, _ in cases})
+    assert len({target for _, target, _ in turns[:count]}) == count
+    assert {source for source, *_ in turns[count : 2 * count]} == {targets.STUDENT}
+    assert [target for _, target, _ in turns[:3]] == ["onnx", "onnxruntime", "openvino"]
+    assert len(turns) == len(set(turns)) == 2 * len(cases)
 
 
 def test_page_shows_figures_reasons_and_gaps() -> None:
