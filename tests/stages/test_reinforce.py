@@ -197,7 +197,7 @@ def test_crops_are_stored_replayed_and_written_as_apple_does(work: Work, tmp_pat
 def test_two_ray_workers_make_the_store_of_one_process(work: Work, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     run(work, Config(**SMALL), tmp_path / "one")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
         run(work, Config(workers=2, **SMALL), tmp_path / "two")
     finally:
