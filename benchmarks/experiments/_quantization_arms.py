@@ -39,6 +39,13 @@ EXECUTED: dict[str, dict[str, Any]] = {
     "w4 rtn": {**W4, **PLAIN},
     "w4": {**W4, "equalize": "awq", "rounding": "gptq"},
 }
+
+
+def runtimes(arm: str) -> list[str]:
+    """Where an arm is executed."""
+    return [name for name in RUNTIMES if name not in STATIC_ONLY or arm in STATIC]
+
+
 VECTORS: tuple[Kind, ...] = ("float32", "int8", "int4", "binary")
 OUTLIERS = {"plain": dict(PLAIN), "cured": {}}
 

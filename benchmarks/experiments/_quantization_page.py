@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.experiments._quantization_arms import EXECUTED, SIMULATED, runtimes
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/quantization.md"
 RESULTS = ROOT / "benchmarks/results/quantization.json"
@@ -17,7 +19,7 @@ START, END = "<!-- quantization: start -->", "<!-- quantization: end -->"
 
 
 def tables(result: dict[str, Any]) -> str:
-    """Executed arms, simulated arms, and all claims, those that fall short included."""
+    """Executed arms, simulated ones, those not run, and all claims, also those falling short."""
     rows = [row for row in result["rows"] if "top1" in row]
     executed = [row for row in rows if row["executed"]]
     simulated = [row for row in rows if not row["executed"]]
@@ -27,6 +29,8 @@ def tables(result: dict[str, Any]) -> str:
         _accuracy(executed, ("model", "arm", "runtime")),
         "## Simulated",
         _accuracy(simulated, ("model", "arm")),
+        "## Not measured yet",
+        _missing(rows),
         "## What was asked for",
         _claims(result["claims"]),
         f"`{result['command']}`, {result['date']}, {machine['cores']} cores of {machine['cpu']}, "
@@ -46,6 +50,20 @@ def _accuracy(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> str:
         cells = [_spread([row[column] for row in group]) for column in columns]
         lines.append(f"| {' | '.join((*name, *cells))} |")
     return "\n".join(lines)
+
+
+def _missing(rows: list[dict[str, Any]]) -> str:
+    """The arms of the experiment that no row is of, so that no claim speaks of them."""
+    lines = []
+    for model in ("teacher", "student"):
+        own = [row for row in rows if row["model"] == model]
+        done = {(row["arm"], row.get("runtime")) for row in own}
+        arms = [(arm, runtime) for arm in EXECUTED for runtime in runtimes(arm)]
+        arms += [(arm, None) for arm in SIMULATED]
+        names = [f"{a} ({r})" if r else a for a, r in arms if (a, r) not in done]
+        if names:
+            lines.append(f"- {model}: {', '.join(names) if own else 'every arm'}")
+    return "\n".join(lines) or "Every arm has rows."
 
 
 def _spread(values: list[float]) -> str:

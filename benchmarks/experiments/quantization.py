@@ -2,6 +2,8 @@
 
     python -m benchmarks.experiments.quantization            about 40 minutes on two idle cores
     python -m benchmarks.experiments.quantization --quick    a few minutes, student only, 1 seed
+    python -m benchmarks.experiments.quantization --only executed-w8a8-teacher-0 float-teacher
+                                                             arms whose names begin so, no others
 
 Every row has `executed`: true where a runtime computed it, false where torch simulated it; no claim
 mixes them. Classes are asked for by their names alone, and each image by its first caption, in
@@ -17,7 +19,8 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,7 @@ class Bench:
         self.folder, self.quick = folder, quick
         self.evaluation = Evaluation(captions_per_image=1, resamples=200, splits=(SPLIT,))
         self.floats: dict[str, Embeddings] = {}
+        self.made: tuple[Any, Clip] | None = None
 
     @cached_property
     def data(self) -> Data:
@@ -121,6 +125,13 @@ class Bench:
         return encoder.encode_image(torch.stack(pixels)).numpy()
 
     def quantized(self, model: str, settings: dict[str, Any], seed: int) -> Clip:
+        """The quantized model; the last one is kept, as several runtimes follow each other."""
+        key = (model, settings, seed)
+        if self.made is None or self.made[0] != key:
+            self.made = key, self._quantized(*key)
+        return self.made[1]
+
+    def _quantized(self, model: str, settings: dict[str, Any], seed: int) -> Clip:
         clip = self.clip(model)
         work = Work(clip, clip, self.data, seed=seed)
         with tempfile.TemporaryDirectory() as out:
@@ -150,35 +161,34 @@ def float_rows(bench: Bench, model: str) -> list[dict[str, Any]]:
     return [{"model": model, "arm": "float", "seed": 0, "executed": False, **figures}]
 
 
-def executed_rows(bench: Bench, model: str, arm: str, seed: int) -> list[dict[str, Any]]:
-    """One quantized model in each runtime that realises schemes."""
+def executed_rows(
+    bench: Bench, model: str, arm: str, seed: int, runtime: str
+) -> list[dict[str, Any]]:
+    """A quantized model in a runtime that realises schemes."""
     made = bench.quantized(model, arms.EXECUTED[arm], seed)
-    rows = []
-    for runtime, settings in arms.RUNTIMES.items():
-        if runtime in arms.STATIC_ONLY and arm not in arms.STATIC:
-            continue
-        row = {"model": model, "arm": arm, "seed": seed, "executed": True, "runtime": runtime}
-        exporter = plugin.find(plugin.EXPORTERS, runtime)
-        with tempfile.TemporaryDirectory() as name:
-            out = Path(name) / "bundle"
-            try:
-                exporter.write(made, exporter.Config(**settings, min_cosine=-1.0), out)
-                encoder = exporter.load(out, "cpu", 1)
-            except Unavailable as reason:
-                rows.append(row | {"executed": False, "unavailable": str(reason)})
-                continue
-            about = json.loads((out / "bundle.json").read_text())
-            sizes = {
-                f"{t}_bytes": (out / about[t]["file"]).stat().st_size for t in ("image", "text")
-            }
-            parity = min(about["parity"][t]["worst_cosine"] for t in ("image", "text"))
-            figures = bench.figures(encoder, model)
-            rows.append(row | figures | sizes | {"worst_cosine_to_simulation": parity})
-    if arm == arms.FIXED_PROMPTS:
-        image_only = bench.figures(Simulation(made), model, texts=False)
-        rows.append({"model": model, "arm": "w8a8, texts in float", "seed": seed} | image_only)
-        rows[-1]["executed"] = False
-    return rows
+    row = {"model": model, "arm": arm, "seed": seed, "executed": True, "runtime": runtime}
+    exporter = plugin.find(plugin.EXPORTERS, runtime)
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name) / "bundle"
+        try:
+            settings = exporter.Config(**arms.RUNTIMES[runtime], min_cosine=-1.0)
+            exporter.write(made, settings, out)
+            encoder = exporter.load(out, "cpu", 1)
+        except Unavailable as reason:
+            return [row | {"executed": False, "unavailable": str(reason)}]
+        about = json.loads((out / "bundle.json").read_text())
+        sizes = {f"{t}_bytes": (out / about[t]["file"]).stat().st_size for t in ("image", "text")}
+        parity = min(about["parity"][t]["worst_cosine"] for t in ("image", "text"))
+        figures = bench.figures(encoder, model)
+    return [row | figures | sizes | {"worst_cosine_to_simulation": parity}]
+
+
+def fixed_prompt_rows(bench: Bench, model: str, seed: int) -> list[dict[str, Any]]:
+    """The simulated image tower alone, against prompts embedded once in float."""
+    made = bench.quantized(model, arms.EXECUTED[arms.FIXED_PROMPTS], seed)
+    figures = bench.figures(Simulation(made), model, texts=False)
+    row = {"model": model, "arm": "w8a8, texts in float", "seed": seed, "executed": False}
+    return [row | figures]
 
 
 def simulated_rows(bench: Bench, model: str, arm: str, seed: int) -> list[dict[str, Any]]:
@@ -240,40 +250,43 @@ def jobs(bench: Bench, models: tuple[str, ...], seeds: tuple[int, ...]) -> list[
     found: list[Any] = []
     for model in models:
         found.append((f"float-{model}", lambda m=model: float_rows(bench, m)))
-        for arm in arms.EXECUTED:
-            for seed in seeds:
-                make = lambda m=model, a=arm, s=seed: executed_rows(bench, m, a, s)  # noqa: E731
-                found.append((f"executed-{arm}-{model}-{seed}", make))
+        for arm, seed in product(arms.EXECUTED, seeds):
+            for runtime in arms.runtimes(arm):
+                make = partial(executed_rows, bench, model, arm, seed, runtime)
+                found.append((f"executed-{arm}-{model}-{seed}-{runtime}", make))
+            if arm == arms.FIXED_PROMPTS:
+                make = partial(fixed_prompt_rows, bench, model, seed)
+                found.append((f"prompts-{model}-{seed}", make))
         found.append((f"vectors-{model}", lambda m=model: embedding_rows(bench, m)))
         found.append((f"outliers-{model}", lambda m=model: outlier_rows(bench, m)))
-        for arm in arms.SIMULATED:
-            for seed in seeds:
-                make = lambda m=model, a=arm, s=seed: simulated_rows(bench, m, a, s)  # noqa: E731
-                found.append((f"simulated-{arm}-{model}-{seed}", make))
+        for arm, seed in product(arms.SIMULATED, seeds):
+            make = partial(simulated_rows, bench, model, arm, seed)
+            found.append((f"simulated-{arm}-{model}-{seed}", make))
     found.append(("latency", arms.latency_rows))
-    return found
+    return [(name.replace(" ", "_").replace(",", ""), make) for name, make in found]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"writes into {QUICK.name}")
-    parser.add_argument("--only", default="", help="run only arms whose name has this; no result")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="arms whose names begin so, in this order"
+    )
     given = parser.parse_args()
     folder = QUICK if given.quick else RUNS
     models, seeds = (("student",), (0,)) if given.quick else (("teacher", "student"), SEEDS)
     rows = []
-    for name, make in jobs(Bench(folder, given.quick), models, seeds):
-        if given.only in name and not (given.quick and name == "latency"):
-            rows += once(folder, name.replace(" ", "_").replace(",", ""), make)
-    if given.only:
-        return
+    every = jobs(Bench(folder, given.quick), models, seeds)
+    chosen = {name: make for start in given.only for name, make in every if name.startswith(start)}
+    for name, make in chosen.items():
+        if not (given.quick and name == "latency"):
+            rows += once(folder, name, make)
     result: dict[str, Any] = {
-        "command": "python -m benchmarks.experiments.quantization"
-        + (" --quick" if given.quick else ""),
+        "command": " ".join(["python -m benchmarks.experiments.quantization", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.describe(),
         "versions": machine.versions(),
-        "seeds": list(seeds),
+        "seeds": sorted({row["seed"] for row in rows}),
         "rows": rows,
         "claims": claims(rows),
     }
