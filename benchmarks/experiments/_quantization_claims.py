@@ -32,9 +32,8 @@ def _executed(rows: Rows, model: str) -> list[dict[str, Any]]:
         for arm, key, goal in goals:
             name = f"{model}, {runtime}, {arm}: loss of {key}, executed"
             found.append(_drop(rows, model, of(arm), key, goal, name))
-        gained = _difference(rows, of("w4"), of("w4 rtn"), "top1")
         name = f"{model}, {runtime}: w4 over round-to-nearest at the same size, top1, executed"
-        found.append(_entry(name, gained, 0.01, "higher", "fraction", [*of("w4"), *of("w4 rtn")]))
+        found.append(_gain(rows, of("w4"), of("w4 rtn"), 0.01, name))
         worst = [rows[i]["worst_cosine_to_simulation"] for i in of("w8a8")]
         name = f"{model}, {runtime}, w8a8: worst cosine of executed to simulated"
         found.append(_entry(name, min(worst, default=0.0), 0.999, "higher", "ratio", of("w8a8")))
@@ -57,12 +56,10 @@ def _simulated(rows: Rows, model: str) -> list[dict[str, Any]]:
         mixed = of(f"mixed {provider}")
         for other, goal in (("w4a4 repq", 0.02), ("mixed random", 0.0)):
             name = f"{model}: mixed 4-bit by {provider} over {other}, top1, simulated"
-            value = _difference(rows, mixed, of(other), "top1")
-            found.append(_entry(name, value, goal, "higher", "fraction", [*mixed, *of(other)]))
+            found.append(_gain(rows, mixed, of(other), goal, name))
     for lower, higher in pairwise(LADDER):
         name = f"{model}: {higher} over {lower}, top1, simulated"
-        value = _difference(rows, of(higher), of(lower), "top1")
-        found.append(_entry(name, value, 0.0, "higher", "fraction", [*of(higher), *of(lower)]))
+        found.append(_gain(rows, of(higher), of(lower), 0.0, name))
     plain, cured = of("outliers, plain"), of("outliers, cured")
     value = _mean(rows, plain, "image_cosine")
     name = f"{model} with injected outliers: cosine of plain extremes, simulated"
@@ -114,6 +111,13 @@ def _drop(
     plain = _pick(rows, model=model, arm="float")
     value = _difference(rows, plain, which, key)
     return _entry(name, value, goal, "lower", "fraction", [*plain, *which] if which else [])
+
+
+def _gain(rows: Rows, ours: list[int], theirs: list[int], goal: float, name: str) -> dict[str, Any]:
+    """Mean top-1 of one arm over that of another; without rows where either was not run."""
+    value = _difference(rows, ours, theirs, "top1")
+    which = [*ours, *theirs] if ours and theirs else []
+    return _entry(name, value, goal, "higher", "fraction", which)
 
 
 def _entry(

@@ -45,6 +45,8 @@ def test_claims_of_hand_made_rows() -> None:
     assert step["value"] == pytest.approx(-0.05) and not step["holds"]
     mixed = found["teacher: mixed 4-bit by lrp over w4a4 repq, top1, simulated"]
     assert mixed["value"] == pytest.approx(0.03)
+    one_sided = "teacher: mixed 4-bit by lrp over mixed random, top1, simulated"
+    assert one_sided not in found
     assert found["teacher, onnxruntime, w8a8: worst cosine of executed to simulated"]["holds"]
     for claim in found.values():
         kinds = {rows[i]["executed"] for i in claim["rows"] if rows[i]["arm"] != "float"}
