@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 import compress.clip
-from benchmarks import machine
+from benchmarks import bundles, machine
 from benchmarks.experiments import _quantization_arms as arms
 from benchmarks.experiments._quantization_claims import claims as claims
 from compress import plugin, recipe
@@ -176,9 +176,9 @@ def executed_rows(
             encoder = exporter.load(out, "cpu", 1)
         except Unavailable as reason:
             return [row | {"executed": False, "unavailable": str(reason)}]
-        about = json.loads((out / "bundle.json").read_text())
-        sizes = {f"{t}_bytes": (out / about[t]["file"]).stat().st_size for t in ("image", "text")}
-        parity = min(about["parity"][t]["worst_cosine"] for t in ("image", "text"))
+        bundle = bundles.read(out)
+        sizes = {f"{tower}_bytes": bundle.size_bytes(tower) for tower in ("image", "text")}
+        parity = min(bundle.about["parity"][tower]["worst_cosine"] for tower in ("image", "text"))
         figures = bench.figures(encoder, model)
     return [row | figures | sizes | {"worst_cosine_to_simulation": parity}]
 
