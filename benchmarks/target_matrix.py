@@ -10,7 +10,9 @@ HEAD = """\
 Each model exported to each target by the exporters' own contract: written, opened in its runtime,
 compared with the torch model on generated pictures and texts, its goldens replayed. A figure is the
 worst cosine to the torch model over all of them; a word is explained below the table. Models of
-open_clip have random weights here: they show that a shape converts.
+open_clip have random weights here: they show that a shape converts. A case that was not run counts
+against the claims. The command below is that of the last call: cases of earlier, stopped calls are
+kept.
 """
 WORDS = {
     "unavailable": "not here",
