@@ -38,8 +38,9 @@ LIMIT = 1e-4
 """Largest difference of unit embeddings in float32 that counts as the same model."""
 
 
-# Imported once by the process that arms are forked from: a core spends ten seconds on them.
-PRELOADED = ["open_clip", "transformers", "benchmarks.experiments.model_arms"]
+# Imported once by the process that arms are forked from: a core spends many seconds on them.
+PRELOADED = ["open_clip", "transformers", "onnxscript", "onnxruntime", "torch._dynamo", "torchao"]
+PRELOADED += ["transformers.models.clip.modeling_clip", "benchmarks.experiments.model_arms"]
 
 
 def arms(quick: bool, targets: tuple[str, ...]) -> dict[str, Callable[[Path], dict[str, Any]]]:
