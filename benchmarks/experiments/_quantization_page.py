@@ -58,7 +58,8 @@ def _missing(rows: list[dict[str, Any]]) -> str:
     for model in ("teacher", "student"):
         own = [row for row in rows if row["model"] == model]
         done = {(row["arm"], row.get("runtime")) for row in own}
-        arms = [(arm, runtime) for arm in EXECUTED for runtime in runtimes(arm)]
+        arms: list[tuple[str, str | None]] = []
+        arms += [(arm, runtime) for arm in EXECUTED for runtime in runtimes(arm)]
         arms += [(arm, None) for arm in SIMULATED]
         names = [f"{a} ({r})" if r else a for a, r in arms if (a, r) not in done]
         if names:
