@@ -2,6 +2,8 @@
 
 import io
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from compress.data import datacompdr, param_aug
+from compress.data import datacompdr, param_aug, stream
 from compress.data.datacompdr import Record
-from compress.data.stream import Source, expand_shards, fetch, index_tar
+from compress.data.stream import Source, TarIndex, expand_shards, fetch, index_tar
 from compress.errors import PocketclipError
 from compress.stages import distill
 from compress.stream_feed import Stream, StreamedBatches, StreamSource, shares
@@ -52,6 +54,20 @@ def test_an_epoch_holds_every_sample_once_and_epochs_differ(tmp_path: Path) -> N
     assert epochs[0] != epochs[1]
     again = Source(tuple(paths), seed=1)
     assert again.read(17)[0] == epochs[1][5]
+
+
+def test_threads_count_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(shard(tmp_path / f"{n}.tar", 3 + n)) for n in range(3)]
+
+    def slowly(path: Path) -> TarIndex:
+        time.sleep(0.02)
+        return index_tar(path)
+
+    monkeypatch.setattr(stream, "index_tar", slowly)
+    source = Source(tuple(paths), seed=1)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: list(source.counts()), range(8)))
+    assert found == [[3, 4, 5]] * 8 and source.counts() == [3, 4, 5]
 
 
 def test_what_is_read_is_what_tarfile_reads(tmp_path: Path) -> None:

@@ -77,9 +77,10 @@ class Source:
         """Samples of each shard."""
         if not self.sizes:
             each = self.samples_per_shard
-            self.sizes.extend(
+            # In one go: reading threads may all come here first, and none may see half a list.
+            self.sizes[:] = [
                 each or len(index_tar(self.local(shard)).samples) for shard in self.shards
-            )
+            ]
         return self.sizes
 
     def local(self, shard: str) -> Path:
