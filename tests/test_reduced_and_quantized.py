@@ -56,3 +56,6 @@ def test_other_runtimes_run_the_reduced_graph(smaller: Work, tmp_path: Path, tar
         exporter.write(smaller.clip, exporter.Config(), tmp_path / target)  # the gate is inside
     except Unavailable as reason:
         pytest.skip(str(reason))
+    found = exporter.load(tmp_path / target).encode_image(PIXELS)
+    wanted = TorchEncoder(smaller.clip).encode_image(PIXELS)
+    assert float(F.cosine_similarity(found, wanted).min()) > 0.9999
