@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,8 @@ REOPENED = ("open_clip", "huggingface")
 ROUNDING = 1e-6
 
 
-def small(family: str, folder: Path, targets: tuple[str, ...]) -> dict[str, Any]:
-    """Open, compare, distil, cut and export the family's small model."""
+def small(family: str, folder: Path) -> dict[str, Any]:
+    """Open, compare, distil, cut and quantize the family's small model."""
     pair = open_pair(family, folder / "source")
     row: dict[str, Any] = {"family": family, "config": "small", "name": pair.clip.name}
     row |= parity(pair)
@@ -50,20 +50,29 @@ def small(family: str, folder: Path, targets: tuple[str, ...]) -> dict[str, Any]
     data = pictures(folder / "data", pair.clip.preprocess.size[0])
     row["distils"] = outcome(lambda: distil(pair.clip, data, folder / "distil"))
     row["prunes"] = outcome(lambda: prune(pair.clip, data, folder / "prune"))
-    folded = fold(pair.clip)
-    row["exports"] = {
-        target: outcome(lambda target=target: exported(folded, target, folder))  # type: ignore[misc]
-        for target in targets
-    }
-    row["quantizes"] = outcome(lambda: quantized(folded, folder))
-    differences = [
-        reopened(folded, target, folder)
-        for target in REOPENED
-        if row["exports"].get(target) == "yes"
-    ]
-    row["reopened_difference"] = max(differences) if differences else None
+    row["quantizes"] = outcome(lambda: quantized(fold(pair.clip), folder))
     shutil.rmtree(folder)
-    return row
+    return row | {"exports": {}, "reopened_difference": None}
+
+
+def add_exports(
+    row: dict[str, Any], folder: Path, targets: Sequence[str], keep: Callable[[], None]
+) -> None:
+    """Export a family's small model to those targets that its row lacks, in place.
+
+    `keep` is called after each: a converter may crash.
+    """
+    clip = fold(open_pair(row["family"], folder / "source").clip)
+    for target in targets:
+        if target in row["exports"]:
+            continue
+        said = outcome(lambda: exported(clip, target, folder))  # noqa: B023
+        if said == "yes" and target in REOPENED:
+            apart = reopened(clip, target, folder)
+            row["reopened_difference"] = max(apart, row["reopened_difference"] or 0.0)
+        row["exports"][target] = said
+        keep()
+    shutil.rmtree(folder)
 
 
 @torch.no_grad()

@@ -7,16 +7,15 @@
 Small random models of every family are opened through the same door as anybody's checkpoint,
 compared with the module of their own library, distilled for two steps, cut, and exported to every
 target. Full named architectures with random weights are compared too. Each arm runs in a process of
-its own and is kept in runs/models, so a stopped experiment continues; arms that failed, or that
-`--minutes` left no time to begin, are named as missing. The matrix in docs/models.md is drawn from
-the result by `python -m benchmarks.matrix`.
+its own and is kept in runs/models, so a stopped experiment continues, and one with further targets
+adds them; arms that failed, or that `--minutes` left no time to begin, are named as missing. The
+matrix in docs/models.md is drawn from the result by `python -m benchmarks.matrix`.
 """
 
 import argparse
 import json
-import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine
-from benchmarks.experiments import model_arms, model_families
+from benchmarks.experiments import _forked, model_arms, model_families
 from compress import plugin
 from compress.atomic import write_json
 
@@ -38,17 +37,12 @@ LIMIT = 1e-4
 """Largest difference of unit embeddings in float32 that counts as the same model."""
 
 
-# Imported once by the process that arms are forked from: a core spends many seconds on them.
-PRELOADED = ["open_clip", "transformers", "onnxscript", "onnxruntime", "torch._dynamo", "torchao"]
-PRELOADED += ["transformers.models.clip.modeling_clip", "benchmarks.experiments.model_arms"]
-
-
-def arms(quick: bool, targets: tuple[str, ...]) -> dict[str, Callable[[Path], dict[str, Any]]]:
-    """Name of an arm -> the function that computes its row."""
+def arms(quick: bool) -> dict[str, Callable[[Path], dict[str, Any]]]:
+    """Name of an arm -> the function that computes its row, but for exports."""
     families = QUICK_FAMILIES if quick else model_families.FAMILIES
     found: dict[str, Callable[[Path], dict[str, Any]]] = {
         f"small: {family}": lambda folder, family=family: model_arms.small(  # type: ignore[misc]
-            family, folder, targets
+            family, folder
         )
         for family in families
     }
@@ -58,44 +52,59 @@ def arms(quick: bool, targets: tuple[str, ...]) -> dict[str, Callable[[Path], di
     return found
 
 
-def run_arm(name: str, place: Path, quick: bool, targets: tuple[str, ...]) -> None:
-    """Compute an arm in this process and write its row beside its folder."""
+def run_arm(name: str, place: Path, quick: bool, targets: Sequence[str]) -> None:
+    """Compute in this process what an arm lacks, and keep it as soon as it is there."""
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
-    row = {"arm": name, **arms(quick, targets)[name](place)}
-    write_json(place.with_suffix(".json"), row)
+    kept = place.with_suffix(".json")
+    if not kept.exists():
+        write_json(kept, {"arm": name, **arms(quick)[name](place)})
+    row = json.loads(kept.read_text())
+    if _lacking(row, targets):
+        model_arms.add_exports(row, place, targets, lambda: write_json(kept, row))
 
 
 def run_arms(
-    folder: Path, quick: bool, targets: tuple[str, ...], minutes: float
+    folder: Path, quick: bool, targets: Sequence[str], minutes: float
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of the arms that are done, from their files if they are there; missing arms and why."""
-    context = _context()
     end = time.monotonic() + 60 * minutes
     rows: list[dict[str, Any]] = []
     missing: list[str] = []
-    for name in arms(quick, targets):
+    for name in arms(quick):
         place = folder / "".join(letter if letter.isalnum() else "-" for letter in name)
-        kept, why = place.with_suffix(".json"), f"no time left of {minutes:g} minutes"
-        if not kept.exists() and time.monotonic() < end:
-            arm = context.Process(target=run_arm, args=(name, place, quick, targets))
-            arm.start()
-            arm.join()
-            why = f"failed with exit code {arm.exitcode}"
-        if kept.exists():
-            rows.append(json.loads(kept.read_text()))
+        why = f"no time left of {minutes:g} minutes"
+        while time.monotonic() < end and _unfinished(place.with_suffix(".json"), targets):
+            failed = _forked.call(run_arm, (name, place, quick, targets), place.with_suffix(".log"))
+            if failed and not _blame(place.with_suffix(".json"), targets, failed):
+                why = failed
+                break
+        if place.with_suffix(".json").exists():
+            rows.append(json.loads(place.with_suffix(".json").read_text()))
         else:
             missing.append(f"{name}: {why}")
-        print(f"{name}: {'done' if kept.exists() else why}", flush=True)
+        print(f"{name}: {'done' if place.with_suffix('.json').exists() else why}", flush=True)
     return rows, missing
 
 
-def _context() -> Any:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
+def _unfinished(kept: Path, targets: Sequence[str]) -> bool:
+    return not kept.exists() or bool(_lacking(json.loads(kept.read_text()), targets))
+
+
+def _lacking(row: dict[str, Any], targets: Sequence[str]) -> list[str]:
+    """Targets that a small model was not exported to yet."""
+    return [target for target in targets if target not in row.get("exports", targets)]
+
+
+def _blame(kept: Path, targets: Sequence[str], failed: str) -> bool:
+    """Note a crash at the export that it came from; False where it came from none."""
+    row = json.loads(kept.read_text()) if kept.exists() else {}
+    lacking = _lacking(row, targets)
+    if not lacking:
+        return False
+    row["exports"][lacking[0]] = f"its converter crashed ({failed})"
+    write_json(kept, row)
+    return True
 
 
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -126,15 +135,14 @@ def _worst(rows: list[dict[str, Any]], key: str, name: str, goal: float) -> dict
 
 
 def main() -> None:
-    every = tuple(plugin.names(plugin.EXPORTERS))
+    every = plugin.names(plugin.EXPORTERS)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"few arms; writes into {QUICK.name}")
     parser.add_argument("--targets", nargs="+", choices=every, help="instead of every target")
     parser.add_argument("--minutes", type=float, help="begin no arm after that")
     given = parser.parse_args()
-    targets = tuple(given.targets or (QUICK_TARGETS if given.quick else every))
+    targets = given.targets or (QUICK_TARGETS if given.quick else every)
     folder = QUICK if given.quick else RUNS
-    folder /= "-".join(given.targets or ["all"])
     folder.mkdir(parents=True, exist_ok=True)
     rows, missing = run_arms(folder, given.quick, targets, given.minutes or float("inf"))
     command = ["python -m benchmarks.experiments.models"]

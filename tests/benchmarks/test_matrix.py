@@ -1,6 +1,7 @@
 """The page of models says what the committed results say."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +44,36 @@ def test_claims_take_the_worst_row() -> None:
     assert (image["value"], image["holds"], image["rows"]) == (3e-4, False, [0, 1])
     assert found["peak memory of loading ViT-B/16 over its weights"]["holds"]
     assert "exported folders opened again, difference" not in found
+
+
+def test_a_crashed_export_is_noted_and_the_next_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second target's converter takes its process with it; a later call adds a third."""
+    place = tmp_path / "small--plain.json"
+    place.write_text(json.dumps({"config": "small", "exports": {}}))
+
+    def crashing(function: Any, arguments: Any, log: Path) -> str | None:
+        kept, targets = arguments[1].with_suffix(".json"), arguments[3]
+        row = json.loads(kept.read_text())
+        for target in models._lacking(row, targets):
+            if target == "fragile":
+                kept.write_text(json.dumps(row))
+                return "exit code -11: bye"
+            row["exports"][target] = "yes"
+        kept.write_text(json.dumps(row))
+        return None
+
+    monkeypatch.setattr(models._forked, "call", crashing)
+    monkeypatch.setattr(models, "arms", lambda quick: {"small: plain": None, "full: no": None})
+    models.run_arms(tmp_path, True, ["onnx", "fragile", "web"], 1e-9)
+    assert json.loads(place.read_text())["exports"] == {}
+    (tmp_path / "full--no.json").write_text('{"config": "full"}')
+    rows, missing = models.run_arms(tmp_path, True, ["onnx", "fragile"], 9)
+    wanted = {"onnx": "yes", "fragile": "its converter crashed (exit code -11: bye)"}
+    assert rows[0]["exports"] == wanted and not missing
+    rows, _ = models.run_arms(tmp_path, True, ["web", "fragile"], 9)
+    assert rows[0]["exports"] == {**wanted, "web": "yes"}
 
 
 @pytest.mark.skipif(not matrix.RESULTS.exists(), reason="the experiment has not run")

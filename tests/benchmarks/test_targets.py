@@ -1,12 +1,16 @@
 """The matrix of targets: claims of hand-made rows, the page, and that the page is up to date."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import target_claims, target_matrix
-from benchmarks.experiments import targets
+from benchmarks import memory, target_claims, target_matrix
+from benchmarks.experiments import _forked, targets
+from benchmarks.experiments.target_sources import TEACHER
 
 
 def row(source: str, target: str, tower: str, **figures: Any) -> dict[str, Any]:
@@ -39,26 +43,24 @@ def test_claims_count_towers_seconds_and_memory(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_was_not_run_shows_nothing() -> None:
-    left = targets.not_run(targets.STUDENT, "onnx", "fp32", "time was over")
+    left = targets.not_run(targets.STUDENT, "onnx", "fp32")
     found = {claim["name"]: claim for claim in targets.claims(ROWS + left)}
     assert found["onnx: towers shown to pass"]["value"] == 0
     assert "embedded student to all installed targets, one precision each" not in found
 
 
 def test_left_out_cases_are_rows_with_their_reason(tmp_path: Any) -> None:
-    kept = targets.kept_rows(targets.TEACHER, "onnx", None, tmp_path)
+    kept = targets.kept_rows(TEACHER, "onnx", None, tmp_path)
     kept.parent.mkdir(parents=True)
     kept.write_text(json.dumps([{"target": "onnx", "precision": None, "passed": True}]))
-    rows = targets._gathered([targets.TEACHER], quick=False, minutes=20, folder=tmp_path)
-    assert [row["source"] for row in rows if row["passed"]] == [targets.TEACHER]
-    late = "not run: the 20 minutes of --minutes were over"
-    reasons = {row["source"]: row["reason"] for row in rows if not row["passed"]}
-    assert reasons.pop(targets.TEACHER) == late
-    assert set(reasons.values()) == {"not run: this model was not among --sources"}
+    rows = targets._gathered(quick=False, folder=tmp_path)
+    assert [row["source"] for row in rows if row["passed"]] == [TEACHER]
+    assert {row["reason"] for row in rows if not row["passed"]} == {"not run yet"}
+    assert {row["source"] for row in rows} == set(targets.SOURCES)
 
 
 def test_first_precisions_come_before_second_ones() -> None:
-    turns = targets._in_turn([targets.TEACHER, targets.STUDENT], quick=False)
+    turns = targets._in_turn([TEACHER, targets.STUDENT], quick=False)
     cases = targets._contract.cases()
     count = len({target for target, _ in cases})
     assert len({target for _, target, _ in turns[:count]}) == count
@@ -78,15 +80,38 @@ def test_page_shows_figures_reasons_and_gaps() -> None:
     assert "falls short" in page
 
 
-def test_last_words_of_a_crash_name_the_error_without_places(tmp_path: Any) -> None:
-    (tmp_path / "log.txt").write_text(
-        f"loading\nRuntimeError: no kernel in {targets.ROOT}/export\nbye\n"
-    )
-    said = targets._last_words(tmp_path / "log.txt", 1)
+def test_a_crash_is_told_by_its_last_error_without_places(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    said = _forked.call(crash, (f"no kernel in {_forked.ROOT}/export",), log)
     assert said == "exit code 1: RuntimeError: no kernel in ./export"
+    assert _forked.call(print, ("well",), log) is None
+    assert log.read_text() == "well\n"
+
+
+def crash(message: str) -> None:
+    """Fail as converters do."""
+    raise RuntimeError(message)
 
 
 @pytest.mark.skipif(not targets.RESULTS.exists(), reason="the experiment has not run yet")
 def test_the_page_shows_the_committed_figures() -> None:
     result = json.loads(targets.RESULTS.read_text())
     assert targets.PAGE.read_text() == target_matrix.page(result)
+
+
+def test_memory_counts_children_and_forgets_what_stood_before() -> None:
+    held = bytearray(b"a") * (60 << 20)  # 60 MB, there before
+    code = "import time; x = bytes(b'a' * (80 << 20)); time.sleep(1)"
+    with memory.watching() as watch:
+        subprocess.run([sys.executable, "-c", code], check=True)
+        own = bytearray(b"a") * (40 << 20)
+        del own
+    assert len(held) == 60 << 20
+    assert 75 << 20 < watch.added_bytes < 115 << 20
+
+
+def test_the_peak_of_this_process_counts_too() -> None:
+    with memory.watching() as watch:
+        own = bytearray(b"a") * (90 << 20)
+        del own
+    assert 85 << 20 < watch.added_bytes < 115 << 20
