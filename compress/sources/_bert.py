@@ -1,4 +1,4 @@
-"""Text towers of BERT's shape (BERT, RoBERTa, XLM-R) and NLLB's encoder as our text tower.
+"""Text towers of BERT's shape (BERT, DistilBERT, RoBERTa, XLM-R) and NLLB's encoder as ours.
 
 Three things are constant for padded texts and become part of the position table or the token
 table: the offset of RoBERTa's positions, the embedding of the one token type, NLLB's scale and
@@ -30,6 +30,17 @@ _BERT = {
     "vocab_size": 30522,
 }
 _ROBERTA = {**_BERT, "pad_token_id": 1}
+_DISTIL = {
+    "dim": 768,
+    "hidden_dim": 3072,
+    "n_layers": 6,
+    "n_heads": 12,
+    "max_position_embeddings": 512,
+    "activation": "gelu",
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+    "vocab_size": 30522,
+}
 # What all published checkpoints of RoBERTa have instead.
 _PUBLISHED = {"layer_norm_eps": 1e-5, "max_position_embeddings": 514}
 _M2M = {
@@ -46,6 +57,7 @@ _M2M = {
 DEFAULTS: dict[str, dict[str, Any]] = {
     "bert": _BERT,
     "chinese_clip_text_model": _BERT,
+    "distilbert": _DISTIL,
     "roberta": {**_ROBERTA, "vocab_size": 50265},
     "xlm-roberta": {**_ROBERTA, "vocab_size": 30522},
     "altclip_text_model": {
@@ -59,7 +71,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "m2m_100": _M2M,
 }
-# Shapes of the encoders that open_clip knows by the name of their repository.
+# Shapes of the encoders that open_clip and M-CLIP know by the name of their repository.
 _LARGE = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -75,6 +87,7 @@ NAMED: dict[str, dict[str, Any]] = {
         **_PUBLISHED,
         **_LARGE,
     },
+    "sentence-transformers/LaBSE": {"model_type": "bert", "vocab_size": 501153},
     "facebook/nllb-200-distilled-600M": {"model_type": "m2m_100", "vocab_size": 256206},
     "facebook/nllb-200-distilled-1.3B": {
         "model_type": "m2m_100",
@@ -82,6 +95,24 @@ NAMED: dict[str, dict[str, Any]] = {
         "encoder_layers": 24,
         "encoder_ffn_dim": 8192,
     },
+}
+# Where a config keeps width, layers, heads, width of the MLP, and activation.
+BERT_KEYS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+)
+KEYS = {
+    "distilbert": ("dim", "n_layers", "n_heads", "hidden_dim", "activation"),
+    "m2m_100": (
+        "d_model",
+        "encoder_layers",
+        "encoder_attention_heads",
+        "encoder_ffn_dim",
+        "activation_function",
+    ),
 }
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -98,13 +129,18 @@ EMBEDDINGS = {
     "layer_norm.weight": "norm_final.weight",
     "layer_norm.bias": "norm_final.bias",
 }
-BLOCK = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)")
+BLOCK = re.compile(r"(?:(?:encoder|transformer)\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)")
 INSIDE = {
     "attention.output.dense": "attention.out",
     "attention.output.LayerNorm": "norm1",
     "intermediate.dense": "mlp.up",
     "output.dense": "mlp.down",
     "output.LayerNorm": "norm2",
+    "attention.out_lin": "attention.out",
+    "sa_layer_norm": "norm1",
+    "ffn.lin1": "mlp.up",
+    "ffn.lin2": "mlp.down",
+    "output_layer_norm": "norm2",
     "self_attn.out_proj": "attention.out",
     "self_attn_layer_norm": "norm1",
     "fc1": "mlp.up",
@@ -115,6 +151,9 @@ QKV = {
     "attention.self.query": 0,
     "attention.self.key": 1,
     "attention.self.value": 2,
+    "attention.q_lin": 0,
+    "attention.k_lin": 1,
+    "attention.v_lin": 2,
     "self_attn.q_proj": 0,
     "self_attn.k_proj": 1,
     "self_attn.v_proj": 2,
@@ -139,13 +178,9 @@ def described(hf: Mapping[str, Any], source: Path | str) -> dict[str, Any]:
 def config(hf: Mapping[str, Any], context_length: int, source: Path | str) -> dict[str, Any]:
     """Settings of our text tower but its pooling and projection, from a filled-in config."""
     translator = hf["model_type"] == "m2m_100"
-    keys = (
-        ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim")
-        if translator
-        else ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    )
-    width, layers, heads, mlp_width = (hf[key] for key in keys)
-    activation = ACTIVATIONS.get(hf["activation_function" if translator else "hidden_act"])
+    *sizes, activation_key = KEYS.get(hf["model_type"], BERT_KEYS)
+    width, layers, heads, mlp_width = (hf[key] for key in sizes)
+    activation = ACTIVATIONS.get(hf[activation_key])
     if activation is None:
         raise PocketclipError(f"{source}: an activation that our text tower doesn't have")
     limit = hf["max_position_embeddings"] - (0 if translator else offset(hf))
@@ -170,7 +205,8 @@ def config(hf: Mapping[str, Any], context_length: int, source: Path | str) -> di
 
 def offset(hf: Mapping[str, Any]) -> int:
     """Position of the first token: RoBERTa counts from behind its padding id."""
-    return 0 if DEFAULTS[hf["model_type"]] is _BERT else hf["pad_token_id"] + 1
+    counts_from_zero = DEFAULTS[hf["model_type"]] in (_BERT, _DISTIL)
+    return 0 if counts_from_zero else hf["pad_token_id"] + 1
 
 
 def renamed(

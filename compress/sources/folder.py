@@ -5,7 +5,7 @@ from pathlib import Path
 from compress import clip
 from compress.clip import Clip
 from compress.errors import PocketclipError
-from compress.sources import huggingface, open_clip
+from compress.sources import huggingface, mclip, open_clip
 
 
 def load(name: str | Path) -> Clip:
@@ -21,6 +21,11 @@ def load(name: str | Path) -> Clip:
         return open_clip.load(f"local-dir:{folder}")
     if huggingface.is_folder(folder):
         return huggingface.load(str(folder))
+    if mclip.is_folder(folder):
+        raise PocketclipError(
+            f"{folder}: texts only; name the image model that they were trained towards as well: "
+            f"{mclip.EXAMPLE.replace('FOLDER', str(folder))}"
+        )
     raise PocketclipError(
         f"{folder}: no model there: neither model.json nor {open_clip.CONFIG}, nor "
         f"{huggingface.CONFIG} of a dual encoder"

@@ -8,6 +8,7 @@ code of a repository is ever run.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,17 @@ def load(name: str) -> Clip:
     Raises PocketclipError for missing files, an unreachable hub, another kind of model, and weights
     that don't fit.
     """
-    folder = Path(name) if Path(name).is_dir() else _fetched(name)
-    config = _json(folder / CONFIG)
+    files = [CONFIG, PICTURES, *_text_files.FILES, WEIGHTS[0]]
+    folder = Path(name) if Path(name).is_dir() else fetched(name, files)
+    config = read_json(folder / CONFIG)
     structure = _hf_towers.structure(config, folder / CONFIG)
     tokenizer = _tokenizer(folder, structure.text.context_length, str(config["model_type"]))
-    pictures = preprocess(_json(folder / PICTURES), structure.vision.image_size, folder / PICTURES)
-    path = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
-    if path is None:
-        raise PocketclipError(f"{folder}: no weights there; put {WEIGHTS[0]} beside {CONFIG}")
+    pictures = preprocess(
+        read_json(folder / PICTURES), structure.vision.image_size, folder / PICTURES
+    )
+    path = weights_file(folder)
     weights = _hf_towers.renamed(config, structure, _checkpoint.read(path))
-    license = str(config.get("license") or _card_license(folder))
+    license = str(config.get("license") or card_license(folder))
     short = folder.resolve().name if Path(name).is_dir() else name
     step = {"step": "huggingface", "name": short, "sha256": atomic.sha256(path)}
     return fitting(
@@ -57,11 +59,19 @@ def load(name: str) -> Clip:
     )
 
 
+def weights_file(folder: Path) -> Path:
+    """The folder's weights, safetensors first."""
+    path = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
+    if path is None:
+        raise PocketclipError(f"{folder}: no weights there; put {WEIGHTS[0]} beside {CONFIG}")
+    return path
+
+
 def is_folder(folder: Path) -> bool:
     """Whether a folder holds a dual encoder of transformers."""
     if not (folder / CONFIG).is_file():
         return False
-    return _json(folder / CONFIG).get("model_type") in _hf_towers.VISION
+    return read_json(folder / CONFIG).get("model_type") in _hf_towers.VISION
 
 
 def preprocess(settings: dict[str, Any], image_size: int, source: Path) -> Preprocess:
@@ -110,7 +120,7 @@ def _tokenizer(folder: Path, context_length: int, kind: str) -> Tokenizer:
     return _text_files.from_folder(folder, file, context_length, lowercase)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -125,7 +135,7 @@ def _json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _card_license(folder: Path) -> str:
+def card_license(folder: Path) -> str:
     """The `license:` line at the head of a model card."""
     card = folder / "README.md"
     head = card.read_text(encoding="utf-8").split("---")[1:2] if card.is_file() else []
@@ -133,18 +143,17 @@ def _card_license(folder: Path) -> str:
     return lines[0].partition(":")[2].strip() if lines else _licenses.UNKNOWN
 
 
-def _fetched(repository: str) -> Path:
+def fetched(repository: str, files: Sequence[str], source: str = "huggingface") -> Path:
     """The folder of a repository's files, from the hub or its cache."""
     from huggingface_hub import hf_hub_download
 
-    files = [CONFIG, PICTURES, *_text_files.FILES, WEIGHTS[0]]
     try:
         paths = [Path(hf_hub_download(repository, file)) for file in files]
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PocketclipError(
-            f"huggingface:{repository}: no such folder, and the hub gives nothing ({reason}); "
+            f"{source}:{repository}: no such folder, and the hub gives nothing ({reason}); "
             f"without the hub, copy {', '.join(files)} of that repository into a folder and name "
-            "the folder instead: huggingface:FOLDER"
+            f"the folder instead: {source}:FOLDER"
         ) from None
     return paths[0].parent
