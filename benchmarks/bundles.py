@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from compress.tokenizer import Tokenizer, TokenizerContract
 from export import _bundle, _verify
 
 TOWERS = ("image", "text")
+PEERS = "benchmarks.peers"
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,7 @@ class Bundle:
 
     def encoder(self, threads: int | None = None) -> Encoder:
         """Both towers, opened by the exporter that wrote them. Raises Unavailable."""
-        loaded: Encoder = plugin.find(plugin.EXPORTERS, self.target).load(
-            self.folder, threads=threads
-        )
+        loaded: Encoder = opener(self.target).load(self.folder, threads=threads)
         return loaded
 
     def files(self, tower: str) -> list[Path]:
@@ -81,6 +81,12 @@ class Bundle:
         """Worst cosine to the torch model when it was written."""
         figures = self.about.get("parity", {}).get(tower)
         return None if figures is None else float(figures["worst_cosine"])
+
+
+def opener(target: str) -> ModuleType:
+    """Whose `load` opens a target's bundles: the exporter's, or a peer's with its own runtime."""
+    peer = target in plugin.names(PEERS) and target not in plugin.names(plugin.EXPORTERS)
+    return plugin.find(PEERS if peer else plugin.EXPORTERS, target)
 
 
 def read(folder: Path, artifact: str | None = None) -> Bundle:

@@ -29,6 +29,7 @@ def rows(artifacts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         found.append(
             {
                 "artifact": artifact,
+                "old": old["towers"]["image"],
                 "recall": recall,
                 "old_recall": before,
                 "image_recall": row.get("index_image_to_text_r10"),

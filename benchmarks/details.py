@@ -87,7 +87,13 @@ def precision_maps(bench: dict[str, Any], artifacts: Artifacts) -> list[dict[str
 def placements(artifacts: Artifacts) -> list[dict[str, Any]]:
     """Who ran how many operators, of each artifact, tower and host that told."""
     return [
-        {"artifact": artifact, "tower": row["tower"], "host": row.get("host"), "counts": counts}
+        {
+            "artifact": artifact,
+            "row": row,
+            "tower": row["tower"],
+            "host": row.get("host"),
+            "counts": counts,
+        }
         for artifact in artifacts
         for row in artifact["rows"]
         if (counts := row.get("placement")) and row.get("scope") == "model"

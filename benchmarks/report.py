@@ -6,7 +6,16 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from benchmarks import charts, compatibility, details, model_card, story
+from benchmarks import (
+    charts,
+    compatibility,
+    details,
+    model_card,
+    raw,
+    stages,
+    story,
+    tiles,
+)
 from benchmarks.labels import describe_metric, formats, name_of
 from compress import atomic
 from compress.errors import PocketclipError
@@ -41,7 +50,7 @@ def context(run_dir: Path) -> dict[str, Any]:
     summary, bench = _read(run_dir / "summary.json"), _read(run_dir / "bench.json")
     artifacts = group(summary["rows"])
     metric = next((m for m in ("top1", "image_to_text_r1") if _has(artifacts, m)), None)
-    chosen = story.chosen(artifacts)
+    chosen, places = story.chosen(artifacts), raw.Places(bench)
     return {
         "summary": summary,
         "bench": bench,
@@ -49,17 +58,17 @@ def context(run_dir: Path) -> dict[str, Any]:
         "metric": metric,
         "metric_name": describe_metric(metric),
         "verdict": story.verdict(artifacts, chosen, metric),
-        "tiles": story.tiles(artifacts, chosen, metric),
+        "tiles": tiles.tiles(artifacts, chosen, metric, places),
         "warnings": story.warnings(bench, artifacts),
-        "stages": story.stages(run_dir, summary, bench, artifacts, metric),
-        "raw": _raw(bench["timings"]),
+        "stages": stages.stages(run_dir, summary, bench, artifacts, metric, places),
+        "raw": places,
         "explorer": details.explorer(artifacts),
         "precision_maps": details.precision_maps(bench, artifacts),
         "placements": details.placements(artifacts),
         "rooflines": details.rooflines(artifacts),
         "scatters": _scatters(artifacts, metric),
-        "sizes": _sizes(artifacts),
-        "latencies": _latencies(artifacts),
+        "sizes": _sizes(artifacts, places),
+        "latencies": _latencies(artifacts, places),
         "splits": _splits(artifacts),
         "compatibility": compatibility.rows(artifacts),
         "unavailable": [a for a in artifacts if a["unavailable"]],
@@ -102,12 +111,6 @@ def group(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(artifacts.values())
 
 
-def _raw(timings: list[dict[str, Any]]) -> dict[str, int]:
-    """Where in bench.json each row's samples stand."""
-    keys = ("path", "tower", "threads", "scope", "host")
-    return {"".join(str(t.get(key)) for key in keys): n for n, t in enumerate(timings)}
-
-
 def _usual(row: dict[str, Any]) -> bool:
     """Whether it is what the headline figures are: the model alone, on this machine."""
     return row.get("scope") in (None, "model") and row.get("host") in (None, "local")
@@ -140,13 +143,18 @@ def _scatters(artifacts: list[dict[str, Any]], metric: str | None) -> list[dict[
     return plots
 
 
-def _sizes(artifacts: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _sizes(artifacts: list[dict[str, Any]], places: raw.Places) -> dict[str, Any] | None:
     groups = [
         {
             "label": a["name"],
             "color": a["color"],
             "parts": [
-                {"name": tower, "value": row["size_bytes"]} for tower, row in a["towers"].items()
+                {
+                    "name": tower,
+                    "value": row["size_bytes"],
+                    "place": places.artifact(row, "size_bytes"),
+                }
+                for tower, row in a["towers"].items()
             ],
         }
         for a in artifacts
@@ -155,13 +163,18 @@ def _sizes(artifacts: list[dict[str, Any]]) -> dict[str, Any] | None:
     return charts.bars(groups, stacked=True) if groups else None
 
 
-def _latencies(artifacts: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _latencies(artifacts: list[dict[str, Any]], places: raw.Places) -> dict[str, Any] | None:
     groups = [
         {
             "label": a["name"],
             "color": a["color"],
             "parts": [
-                {"name": tower, "value": row["p50_ms"], "ci": row["p50_ms_ci95"]}
+                {
+                    "name": tower,
+                    "value": row["p50_ms"],
+                    "ci": row["p50_ms_ci95"],
+                    "place": places.timing(row),
+                }
                 for tower, row in a["towers"].items()
                 if row["p50_ms"] is not None
             ],

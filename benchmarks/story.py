@@ -1,18 +1,13 @@
-"""What the figures of a run say, in words: verdict, tiles, warnings, and what each stage did."""
+"""What the figures of a run say, in words: the verdict, and what to read with care."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-from benchmarks import charts, placement
+from benchmarks import placement
 from benchmarks.labels import (
     describe_metric,
-    interval,
-    megabytes,
     milliseconds,
     percent,
     times,
-    times_interval,
 )
 
 Artifacts = list[dict[str, Any]]
@@ -79,62 +74,6 @@ def _kept(best: dict[str, Any], other: dict[str, Any] | None, metric: str | None
     return f"keeps {percent(own / whole, 0)} of the teacher's {describe_metric(metric)}"
 
 
-def tiles(
-    artifacts: Artifacts, best: dict[str, Any] | None, metric: str | None
-) -> list[dict[str, str]]:
-    """The figures behind the verdict: `value`, `label`, `detail`, `note` (shown on hover)."""
-    if best is None:
-        return []
-    row, reference, other = best["towers"]["image"], baseline(artifacts), teacher(artifacts)
-    found = []
-    if row["speedup"] is not None and reference:
-        slow = reference["towers"]["image"]["p50_ms"]
-        found.append(
-            {
-                "value": times(row["speedup"]),
-                "label": "image tower speed",
-                "detail": f"{milliseconds(slow)} → {milliseconds(row['p50_ms'])} an image",
-                "note": f"95 % interval {times_interval(row['speedup_ci95'])}. Median of "
-                f"{row['num_queries']} queries, batch 1, {row['threads']} thread(s), against the "
-                "teacher in ONNX Runtime fp32, timed in the same rounds.",
-            }
-        )
-    if reference and reference["size_bytes"] and best["size_bytes"]:
-        found.append(
-            {
-                "value": times(reference["size_bytes"] / best["size_bytes"]),
-                "label": "smaller files",
-                "detail": f"{megabytes(reference['size_bytes'])} → {megabytes(best['size_bytes'])}",
-                "note": "Image and text tower together, against the teacher's fp32 files.",
-            }
-        )
-    if metric and other and row.get(metric) is not None:
-        whole = other["towers"]["image"][metric]
-        found.append(
-            {
-                "value": percent(row[metric]),
-                "label": describe_metric(metric),
-                "detail": f"teacher {percent(whole)}: {percent(row[metric] / whole, 0)} kept"
-                if whole
-                else f"teacher {percent(whole)}",
-                "note": f"95 % interval {interval(row[f'{metric}_ci95'])}, measured on the "
-                "exported files themselves.",
-            }
-        )
-    worst = [t["parity_worst_cosine"] for t in best["towers"].values()]
-    if all(value is not None for value in worst):
-        found.append(
-            {
-                "value": f"{min(worst):.4f}",
-                "label": "worst export cosine",
-                "detail": "files against their torch model",
-                "note": "Lowest cosine similarity between an embedding of the exported file and "
-                "of the torch model it was made from; 1 means nothing was lost in export.",
-            }
-        )
-    return found
-
-
 def warnings(bench: dict[str, Any], artifacts: Artifacts) -> list[str]:
     """What a careful reader should know about these timings."""
     names = {a["path"]: a["name"] for a in artifacts}
@@ -175,95 +114,3 @@ def _busy(cores: float, best: dict[str, Any] | None) -> str:
         f"{milliseconds(row['processor_p50_ms'])} and is {times(row['processor_speedup'])} as fast "
         "as the teacher's."
     )
-
-
-def stages(
-    run_dir: Path,
-    summary: dict[str, Any],
-    bench: dict[str, Any],
-    artifacts: Artifacts,
-    metric: str | None,
-) -> list[dict[str, Any]]:
-    """Teacher, each stage, in order: parameters, accuracy, seconds and the loss curve."""
-    first = teacher(artifacts)
-    if first is None:
-        return []
-    between = {
-        row["folder"]: {"num_macs": row.get("num_macs", {}).get("image"), **row["accuracy"]}
-        for row in bench["stages"]
-    }
-    students = [a for a in artifacts if (a["artifact"], a["target"]) == ("student", "torch")]
-    found = [_stage("teacher", first["num_params"], first["towers"]["image"], metric)]
-    for folder in sorted(path.parent for path in run_dir.glob("[0-9][0-9]-*/metrics.json")):
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        last = bool(students) and students[0]["path"] == folder.name
-        figures = students[0]["towers"]["image"] if last else between.get(folder.name, {})
-        stage = {
-            **_stage(folder.name, metrics.get("num_params"), figures, metric),
-            "seconds": summary["seconds"].get(folder.name),
-            "loss": _loss(folder / "log.jsonl"),
-            "tried": _tried(folder / "fallback.json"),
-        }
-        found.append(stage | _change(found[-1], stage))
-    return found
-
-
-def _change(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """What a stage cost and bought: accuracy in points, parameters and work as factors."""
-    cost = None
-    if after["accuracy"] is not None and before["accuracy"] is not None:
-        points = 100 * (after["accuracy"] - before["accuracy"])
-        cost = f"{points:+.1f} points"
-    factors = {}
-    for key in ("num_params", "num_macs"):
-        known = before[key] and after[key]
-        ratio = before[key] / after[key] if known else None
-        factors[f"{key}_change"] = "" if ratio is None else _factor(ratio)
-    return {"accuracy_change": cost or "", **factors}
-
-
-def _factor(ratio: float) -> str:
-    """`4.2x fewer`, `1.5x more`, or nothing where it stayed."""
-    if abs(ratio - 1) < 0.005:
-        return "unchanged"
-    return f"{times(ratio)} fewer" if ratio > 1 else f"{times(1 / ratio)} more"
-
-
-def _stage(
-    folder: str, num_params: int | None, figures: dict[str, Any], metric: str | None
-) -> dict[str, Any]:
-    return {
-        "folder": folder,
-        "name": folder.split("-", 1)[-1].replace("_", " "),
-        "num_params": num_params,
-        "num_macs": figures.get("num_macs"),
-        "num_params_change": "",
-        "num_macs_change": "",
-        "accuracy_change": "",
-        "accuracy": figures.get(metric or ""),
-        "accuracy_ci95": figures.get(f"{metric}_ci95"),
-        "seconds": None,
-        "loss": None,
-        "tried": [],
-    }
-
-
-def _tried(path: Path) -> list[str]:
-    """What a quantization with gates tried, one line a step, with the reason for the next."""
-    if not path.exists():
-        return []
-    return [
-        f"{step['rung']}: {step['reason'] or 'taken'}"
-        for step in json.loads(path.read_text(encoding="utf-8"))
-    ]
-
-
-def _loss(path: Path) -> dict[str, Any] | None:
-    """The loss curve of a training stage, from the lines of its log that have one."""
-    if not path.exists():
-        return None
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    kept = [line for line in lines if "step" in line and "loss" in line]
-    if len(kept) < 2:
-        return None
-    return charts.curve([line["step"] for line in kept], [line["loss"] for line in kept])

@@ -66,7 +66,7 @@ class Artifact:
     """One tower of one bundle, as one worker loads it."""
 
     exporter: str
-    """File name in export/ whose `load` opens the folder."""
+    """File name in export/, or of a peer, whose `load` opens the folder."""
     folder: Path
     tower: str
     """image or text."""

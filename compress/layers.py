@@ -3,6 +3,7 @@
 Shapes: B batch, N tokens, D width, H heads, K head width.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -188,3 +189,14 @@ def projection(config: TowerConfig, width: int, embed_dim: int) -> nn.Module:
 def norm(wanted: bool, width: int, config: TowerConfig) -> nn.Module:
     """A layer norm, or nothing."""
     return nn.LayerNorm(width, eps=config.layer_norm_eps) if wanted else nn.Identity()
+
+
+def resized_positions(table: Tensor, first: int, grid: int) -> Tensor:
+    """table [first + side^2, D] -> [first + grid^2, D]: the patches' embeddings for another grid.
+
+    The `first` rows, of a class token, stay.
+    """
+    side = math.isqrt(len(table) - first)
+    planes = table[first:].T.reshape(1, -1, side, side)
+    planes = F.interpolate(planes, (grid, grid), mode="bicubic", antialias=True)
+    return torch.cat([table[:first], planes.flatten(2)[0].T])

@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.errors import PocketclipError
-from compress.layers import AttentionPool, Block, MixerBlock, norm, projection
+from compress.layers import (
+    AttentionPool,
+    Block,
+    MixerBlock,
+    norm,
+    projection,
+    resized_positions,
+)
 from compress.reduction import Abstraction, Reducer
 from compress.scheme import apply_
 from compress.structure import (
@@ -120,11 +127,7 @@ class ImageTower(nn.Module):
     def _position(self, grid: int) -> Tensor:
         if grid == self.config.grid:
             return self.position
-        first = int(self.config.class_token)
-        side = self.config.grid
-        table = self.position[first:].T.reshape(1, -1, side, side)
-        table = F.interpolate(table, (grid, grid), mode="bicubic", antialias=True)
-        return torch.cat([self.position[:first], table.flatten(2)[0].T])
+        return resized_positions(self.position, int(self.config.class_token), grid)
 
 
 def _reducers(config: VisionConfig) -> nn.ModuleList:

@@ -10,26 +10,32 @@ that fails is a row with its reason. What is done is kept in runs/peers.
 
 import argparse
 import json
-import subprocess
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import bundles, latency, machine
 from benchmarks.accuracy import Accuracy
-from benchmarks.peers import environment, task
+from benchmarks.peers import _process, _training, environment, task
 from benchmarks.statistics import summarise
 from benchmarks.timing import Artifact, Config, Timing
 from compress import plugin
 from compress import recipe as recipes
 from compress.atomic import write_json
+from compress.clip import Clip
 from compress.errors import PocketclipError
+from compress.work import Data, Work
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/emoji/quickstart.yaml"
 RESULTS = ROOT / "benchmarks/results/peers.json"
 OURS = ROOT / "runs/quickstart"
 GOAL = 2.5
+LIMIT_SECONDS = 600.0
+"""Time that a peer has to compress both towers."""
 QUICK_PEERS = ("ort_dynamic", "ort_static")
 QUICK = Config(processes=1, rounds=4, patience_seconds=0)
 
@@ -37,21 +43,22 @@ QUICK = Config(processes=1, rounds=4, patience_seconds=0)
 def compressed(name: str, place: Path) -> dict[str, Any]:
     """Let one peer do its work, if it has not yet -> seconds and lines, or why there is nothing."""
     out = place / name / "artifact"
+    found = out / task.RESULT
     if not (out / "bundle.json").exists():
-        log = place / name / "compress.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
         try:
             python = environment.make(name)
         except PocketclipError as reason:
             return {"peer": name, "unavailable": str(reason)[:300]}
+        shutil.rmtree(out, ignore_errors=True)
         command = [str(python), "-m", "benchmarks.peers.task", name, str(place / "task"), str(out)]
-        with log.open("w") as output:
-            done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-        if done.returncode:
-            last = [line for line in log.read_text().splitlines() if line.strip()][-1:]
-            return {"peer": name, "unavailable": f"failed: {''.join(last)[:300]}"}
+        log = place / name / "compress.log"
+        ended = _process.run(command, ROOT, log, found, LIMIT_SECONDS)
+        if not found.exists():
+            return {"peer": name, "unavailable": ended or "wrote nothing"}
+        result = json.loads(found.read_text())
+        write_json(found, result | ({"note": ended} if ended else {}))
         task.as_bundle(name, place / "task", out)
-    return {"peer": name, "folder": out, **json.loads((out / "result.json").read_text())}
+    return {"peer": name, "folder": out, **json.loads(found.read_text())}
 
 
 def rows(found: list[dict[str, Any]], cfg: Config, accuracy: Accuracy, clip: Any) -> Any:
@@ -85,6 +92,7 @@ def rows(found: list[dict[str, Any]], cfg: Config, accuracy: Accuracy, clip: Any
                     "image_to_text_r1": measured.get("image_to_text_r1"),
                     "lines": about.get("lines"),
                     "compress_seconds": about.get("seconds"),
+                    "note": about.get("note"),
                     **figures,
                 }
             )
@@ -123,6 +131,24 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def training(clip: Clip, data: Data, place: Path, quick: bool) -> list[dict[str, Any]]:
+    """Samples per second of open_clip's trainer and of ours, kept once measured."""
+    path = place / "training.json"
+    if not path.exists():
+        student = plugin.source("new:student.json", RECIPE.parent)
+        size, steps, rounds = (32, 2, 1) if quick else (256, 4, 5)
+        work = Work(clip, clip, data, seed=task.SEED)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        write_json(
+            path,
+            _training.measure(student, work, place / "training", size, steps, rounds, task.SEED),
+        )
+        torch.set_num_threads(threads)
+    rows: list[dict[str, Any]] = json.loads(path.read_text())
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--ours", type=Path, default=OURS, help="run folder with our exports")
@@ -144,6 +170,7 @@ def main() -> None:
     accuracy = Accuracy(data, recipe.evaluate)
     accuracy.of_torch(clip, "teacher", "teacher")
     measured, disturbance = rows(found, QUICK if given.quick else Config(), accuracy, clip)
+    measured += training(clip, data, place, given.quick)
     measured += [peer | {"artifact": peer["peer"]} for peer in peers if "unavailable" in peer]
     result = {
         "command": "python -m benchmarks.experiments.peers" + (" --quick" if given.quick else ""),
@@ -157,8 +184,15 @@ def main() -> None:
     }
     write_json(place / "peers.json" if given.quick else RESULTS, result)
     for row in measured:
-        figure = row.get("unavailable") or f"{row['p50_ms']:.3f} ms, top-1 {row['top1']:.3f}"
-        print(f"{row['artifact']} {row.get('tower', '')}: {figure}")
+        print(f"{row['artifact']} {row.get('tower', '')}: {_told(row)}")
+
+
+def _told(row: dict[str, Any]) -> str:
+    if "samples_per_second" in row:
+        return f"{row['samples_per_second']:.0f} samples/s"
+    if row.get("p50_ms") is None:
+        return str(row["unavailable"])
+    return f"{row['p50_ms']:.3f} ms, top-1 {row['top1']:.3f}"
 
 
 if __name__ == "__main__":

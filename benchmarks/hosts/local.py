@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import energy, machine, placement, scopes
+from benchmarks import bundles, energy, machine, placement, scopes
 from benchmarks.timing import Artifact
-from compress import plugin
 from compress.errors import PocketclipError
 from export import Unavailable
 
@@ -181,7 +180,7 @@ class Tower:
         import torch
 
         torch.set_num_threads(artifact.threads)
-        exporter = plugin.find(plugin.EXPORTERS, artifact.exporter)
+        exporter = bundles.opener(artifact.exporter)
         self._artifact = artifact
         self._memory_before = resident_bytes()
         forget_peak()

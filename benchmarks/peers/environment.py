@@ -10,14 +10,14 @@ peer's `REQUIRES` names comes before them, so that the peer gets the versions it
 import argparse
 import importlib
 import json
-import pkgutil
 import subprocess
 import sys
 import sysconfig
 import venv
 from pathlib import Path
 
-import benchmarks.peers
+from benchmarks.bundles import PEERS
+from compress import plugin
 from compress.errors import PocketclipError
 
 ROOT = Path(__file__).parents[2]
@@ -27,8 +27,7 @@ NOT_PEERS = ("environment", "task")
 
 def names() -> list[str]:
     """All peers: the files beside this one."""
-    found = [module.name for module in pkgutil.iter_modules(benchmarks.peers.__path__)]
-    return sorted(name for name in found if name not in NOT_PEERS)
+    return [name for name in plugin.names(PEERS) if name not in NOT_PEERS]
 
 
 def python(name: str, place: Path = PLACE) -> Path:
@@ -43,7 +42,7 @@ def python(name: str, place: Path = PLACE) -> Path:
 
 def make(name: str, place: Path = PLACE) -> Path:
     """Make a peer's environment, or keep it if it was made for the same requirements."""
-    requires = list(importlib.import_module(f"benchmarks.peers.{name}").REQUIRES)
+    requires = list(importlib.import_module(f"{PEERS}.{name}").REQUIRES)
     folder = place / name / "environment"
     mark = folder / "made-for.json"
     if mark.exists() and json.loads(mark.read_text()) == requires:

@@ -1,6 +1,7 @@
 """What every peer is given, and how its files come back: the same teacher, data and contracts.
 
 TASK/onnx/             the teacher's bundle in float32
+TASK/huggingface/      the same as a CLIPModel folder, for those that start from one
 TASK/calibration/      image.npy [N, 3, H, W], text.npy [N, L]: drawn from the training pairs
 OUT/                   what the peer wrote, made a bundle with the teacher's contracts
 
@@ -18,11 +19,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress import atomic
+
 if TYPE_CHECKING:
     from compress.clip import Clip
     from compress.work import Data
 
 NUM_CALIBRATION = 300
+RESULT = "result.json"
+"""Written last: a peer whose process stays after it has nothing more to do."""
+EXTENSIONS = {"onnx": "onnx", "openvino": "xml"}
 SEED = 0
 
 
@@ -30,11 +36,13 @@ def prepare(clip: "Clip", data: "Data", task: Path) -> None:
     """Write the task folder, if it is not there yet."""
     import numpy as np
 
+    import export.huggingface
     import export.onnx
-    from compress import atomic
 
-    if not (task / "onnx" / "bundle.json").exists():
-        export.onnx.write(clip, export.onnx.Config(), task / "onnx")
+    for exporter in (export.onnx, export.huggingface):
+        folder = task / exporter.__name__.split(".")[-1]
+        if not (folder / "bundle.json").exists():
+            exporter.write(clip, exporter.Config(), folder)
     if (task / "calibration" / "text.npy").exists():
         return
     pairs = data.pairs
@@ -55,7 +63,9 @@ def run(name: str, task: Path, out: Path) -> None:
     started = time.perf_counter()
     peer.compress(task, out)
     result = {"seconds": round(time.perf_counter() - started, 2), "lines": num_lines(peer.compress)}
-    (out / "result.json").write_text(json.dumps(result))
+    if hasattr(peer, "towers"):  # what we need for measuring, and no user
+        peer.towers(task, out)
+    atomic.write_json(out / RESULT, result)
 
 
 def num_lines(function: Any) -> int:
@@ -74,7 +84,7 @@ def as_bundle(name: str, task: Path, out: Path) -> Path:
 
     peer = importlib.import_module(f"benchmarks.peers.{name}")
     about = json.loads((task / "onnx" / "bundle.json").read_text(encoding="utf-8"))
-    extension = {"onnx": "onnx", "openvino": "xml"}[peer.FORMAT]
+    extension = EXTENSIONS.get(peer.FORMAT, "pt")
     about |= {"target": peer.FORMAT, "precision": peer.PRECISION}
     about["model"]["name"] = name
     about["runtime"] = {"inference_precision": "f32"} if peer.FORMAT == "openvino" else {}

@@ -94,6 +94,20 @@
     for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++) for (const m of [1, 2, 5]) found.push(m * 10 ** p);
     return found.filter((v) => v >= low && v <= high);
   };
+  // The nearest free place for a label: right or left of its point, moved up or down in steps.
+  const labelled = (cx, cy, label, used) => {
+    const wide = 7.4 * label.length;
+    for (let step = 0; step < 60; step++) {
+      const at = cy + 4 + (step % 2 ? 1 : -1) * Math.ceil(step / 2) * 9;
+      if (at < TOP || at > BOTTOM - 4) continue;
+      for (const left of cx + 20 + wide > W ? [true, false] : [false, true]) {
+        const from = left ? cx - 12 - wide : cx + 12, to = from + wide;
+        const free = from >= LEFT && to <= W && used.every(([a, b, y]) => b < from || a > to || Math.abs(y - at) > 16);
+        if (free) return { left, from, to, at };
+      }
+    }
+    return { left: false, from: cx + 12, to: cx + 12 + wide, at: cy + 4 };
+  };
   const draw = () => {
     const rows = chosen(), x = axis("x").value, y = axis("y").value, log = card.querySelector("[data-log]").checked;
     svg.replaceChildren();
@@ -117,16 +131,17 @@
     const best = [];
     for (const row of [...rows].sort((a, b) => a[x] - b[x] || b[y] - a[y])) if (!best.length || row[y] > best.at(-1)[y]) best.push(row);
     make(svg, "polyline", { class: "frontier", points: best.map((r) => `${px(r[x])},${py(r[y])}`).join(" ") });
-    const used = [];
+    // Labels keep off each other and off all points.
+    const used = rows.map((r) => [px(r[x]) - 9, px(r[x]) + 9, py(r[y]) + 4]);
     for (const row of [...rows].sort((a, b) => b[y] - a[y])) {
       const about = Object.keys(data.filters).filter((k) => data.filters[k].length > 1 && !["target", "precision"].includes(k)).map((k) => row[k]).join(", ");
-      const group = make(svg, "g", { class: `k${row.color}` }), left = px(row[x]) + 20 + 6.8 * row.label.length > W;
-      let at = py(row[y]) + 4;
-      while (used.some(([a, b]) => Math.abs(a - px(row[x])) < 6.8 * row.label.length && Math.abs(b - at) < 17)) at += 17;
-      used.push([px(row[x]), at]);
+      const group = make(svg, "g", { class: `k${row.color}` }), cx = px(row[x]), cy = py(row[y]);
+      const { left, from, to, at } = labelled(cx, cy, row.label, used);
+      used.push([from, to, at]);
+      if (Math.abs(at - cy - 4) > 12) make(group, "line", { class: "leader", x1: cx, y1: cy, x2: cx + (left ? -12 : 12), y2: at - 4 });
       group.dataset.tip = [row.label, about, `${data.y[y]}: ${shownY(y, row[y])}`, ...Object.keys(data.x).filter((k) => row[k] != null).map((k) => `${data.x[k]}: ${short(row[k])}`), row.path].filter(Boolean).join("\n");
-      make(group, "circle", { class: "fill", cx: px(row[x]), cy: py(row[y]), r: 7 });
-      make(group, "text", { class: "tag", x: px(row[x]) + (left ? -12 : 12), y: at, "text-anchor": left ? "end" : "start" }, row.label);
+      make(group, "circle", { class: "fill", cx, cy, r: 7 });
+      make(group, "text", { class: "tag", x: cx + (left ? -12 : 12), y: at, "text-anchor": left ? "end" : "start" }, row.label);
       group.addEventListener("click", () => { location.href = `${row.path}/`; });
       explain(group);
     }

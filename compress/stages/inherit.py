@@ -1,5 +1,6 @@
 """Manual weight inheritance (TinyCLIP): a smaller student starts as a slice of its teacher."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from compress.clip import Clip, build
 from compress.errors import PocketclipError
+from compress.layers import resized_positions
 from compress.model import ClipModel
 from compress.nn.slim import front_layers, leading, leading_heads, uniform_layers
 from compress.structure import (
@@ -43,12 +45,20 @@ class Shape(BaseModel):
     """Hidden width of the MLP over the width; default: the teacher's ratio."""
 
 
+class VisionShape(Shape):
+    """The student's shape of the image tower."""
+
+    image_size: int | None = Field(default=None, ge=1)
+    """Side of its pictures in pixels, a multiple of the patch size, at most the teacher's: fewer
+    patches of the same kind, position embeddings interpolated. Preprocessing follows."""
+
+
 class Config(BaseModel):
     """Settings of the inherit stage."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    vision: Shape = Shape()
+    vision: VisionShape = VisionShape()
     """The student's image tower."""
     text: Shape = Shape()
     """The student's text tower."""
@@ -63,7 +73,11 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
     require_float(source.config, "inherit")
     config = shape(source.config, cfg)
     step = {"step": "inherit", "settings": cfg.model_dump(mode="json")}
-    return replace(work, clip=work.clip.with_model(inherit(source, config, cfg.layer_rule), step))
+    clip = work.clip.with_model(inherit(source, config, cfg.layer_rule), step)
+    if cfg.vision.image_size is not None:
+        size = (cfg.vision.image_size, cfg.vision.image_size)
+        clip = replace(clip, preprocess=clip.preprocess.model_copy(update={"size": size}))
+    return replace(work, clip=clip)
 
 
 def refuses(clip: Clip) -> str | None:
@@ -82,10 +96,17 @@ def shape(config: ClipConfig, cfg: Config) -> ClipConfig:
 
 def _vision(config: ClipConfig, cfg: Config) -> VisionConfig | UpstreamVision:
     """A tower of another library stays whole, if nothing smaller is asked for."""
-    if isinstance(config.vision, UpstreamVision) and cfg.vision == Shape():
+    if isinstance(config.vision, UpstreamVision) and cfg.vision == VisionShape():
         return config.vision
     plain = plain_vision(config, "inherit.vision")
-    return VisionConfig.model_validate(_smaller("vision", plain, cfg.vision))
+    side = cfg.vision.image_size or plain.image_size
+    if side > plain.image_size or side % plain.patch_size:
+        raise PocketclipError(
+            f"inherit.vision.image_size: {side} must be a multiple of the patch size "
+            f"{plain.patch_size} and at most the teacher's {plain.image_size}"
+        )
+    smaller = _smaller("vision", plain, cfg.vision)
+    return VisionConfig.model_validate({**smaller, "image_size": side})
 
 
 def _text(config: ClipConfig, cfg: Config) -> TextConfig | UpstreamText:
@@ -113,6 +134,10 @@ def inherit(source: ClipModel, config: ClipConfig, layer_rule: str = "uniform") 
         origin = state.get(_origin(name, layers.get(tower, [])))
         if origin is None:  # what had no projection starts with one that changes nothing
             origin = torch.eye(source.config.embed_dim)
+        if name == "image.position" and len(origin) != shape[0]:
+            assert isinstance(source.config.vision, VisionConfig)
+            first = int(source.config.vision.class_token)
+            origin = resized_positions(origin, first, math.isqrt(shape[0] - first))
         values[name] = _cut(name, origin, shape, head_width.get(tower, 1))
     return build(config, values, "inherit")
 

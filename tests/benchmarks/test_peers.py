@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,14 +11,14 @@ from tiny import tiny_clip, tiny_data
 
 from benchmarks import bundles
 from benchmarks.experiments import peers as experiment
-from benchmarks.peers import environment, task
+from benchmarks.peers import _process, _training, environment, task
 
 
 @pytest.mark.parametrize("name", environment.names())
 def test_peer_says_what_it_needs_and_what_it_writes(name):
     peer = importlib.import_module(f"benchmarks.peers.{name}")
-    assert isinstance(peer.REQUIRES, tuple) and peer.FORMAT in ("onnx", "openvino")
-    assert peer.__doc__ and peer.PRECISION
+    assert isinstance(peer.REQUIRES, tuple) and peer.__doc__ and peer.PRECISION
+    assert hasattr(bundles.opener(peer.FORMAT), "load")
     assert 3 <= task.num_lines(peer.compress) <= 40
 
 
@@ -83,3 +85,41 @@ def test_claim_compares_at_equal_or_better_accuracy():
     assert claim["value"] == 2.0 and claim["rows"] == [1, 4] and not claim["holds"]
     rows[4]["top1"] = 0.49
     assert experiment.claims(rows) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "said", "written"),
+    [
+        ("open(r'{}', 'w').close()", None, True),
+        ("open(r'{}', 'w').close(); import time; time.sleep(60)", "ended by us", True),
+        ("import time; time.sleep(60)", "not done after", False),
+        ("raise SystemExit('no such operator')", "failed: no such operator", False),
+    ],
+)
+def test_a_peer_that_does_not_end_is_ended(tmp_path, monkeypatch, script, said, written):
+    monkeypatch.setattr(_process, "GRACE_SECONDS", 0.3)
+    result = tmp_path / "result.json"
+    command = [sys.executable, "-S", "-c", script.format(result)]
+    started = time.monotonic()
+    found = _process.run(command, tmp_path, tmp_path / "log", result, 1.5)
+    assert time.monotonic() - started < 10 and result.exists() == written
+    assert found is None if said is None else said in found
+
+
+def test_a_clock_counts_from_the_second_step(monkeypatch):
+    times = iter([0.0, 10.0, 12.0, 14.0])
+    monkeypatch.setattr(_training.time, "perf_counter", lambda: next(times))
+    clock = _training.Clock()
+    for _ in range(3):
+        clock.tick()
+    assert clock.rate(8) == pytest.approx(8 * 2 / 4)  # steps 2 and 3 took from 10 to 14
+
+
+def test_open_clip_trains_the_very_same_model():
+    import torch
+
+    clip = tiny_clip(layers=1)
+    model, pixels = _training.as_open_clip(clip), torch.randn(2, 3, 32, 32)
+    found = model.encode_image(pixels, normalize=True)
+    expected = torch.nn.functional.normalize(clip.model.encode_image(pixels), dim=-1)
+    torch.testing.assert_close(found, expected)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import tiny_clip
 
-from benchmarks import story
+from benchmarks import stages
 from benchmarks.experiments import _quantization_page as quantization_page
 from benchmarks.experiments._quantization_arms import EXECUTED, SIMULATED, with_outliers
 from benchmarks.experiments._quantization_claims import claims
@@ -108,9 +108,9 @@ def test_the_report_says_what_was_tried_and_why(tmp_path: Path) -> None:
         {"rung": "dynamic int8", "reason": None},
     ]
     path = tmp_path / "fallback.json"
-    assert story._tried(path) == []
+    assert stages._tried(path) == []
     path.write_text(json.dumps(steps))
-    assert story._tried(path) == [
+    assert stages._tried(path) == [
         "static int8: loses 2.0% of top-1, 0.3% allowed",
         "dynamic int8: taken",
     ]

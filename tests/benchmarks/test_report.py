@@ -7,12 +7,15 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from browsing import need_browser
 
 import benchmarks
 from benchmarks import details, machine, report, summary
 from benchmarks.statistics import summarise
 from benchmarks.timing import Artifact, Config, Timing
 from compress.errors import PocketclipError
+from export._chromium import Chromium
+from export._serve import Server
 
 ARTIFACTS = (  # artifact, target, precision, path, top1, ms of the image tower, bytes of it
     ("teacher", "torch", "fp32", "teacher", 0.6, None, 20_000_000),
@@ -262,7 +265,7 @@ def test_precision_of_each_layer_is_shown(pages):
 
 
 def test_changed_labels_placement_and_limits_are_shown(pages):
-    html = pages[0]
+    html = re.sub(r"</?a\b[^>]*>", "", pages[0])
     assert "call 4 of 10 pictures by different names" in html and "cheese" in html
     assert "9 on CPU" in html and "Peaks with 1 thread: float32 90.0" in html
 
@@ -273,6 +276,54 @@ def test_every_median_leads_to_its_raw_samples(pages):
     assert len(links) == len(timings)
     for index, shown in links:
         assert timings[int(index)]["p50_ms"] == pytest.approx(float(shown), rel=0.01)
+
+
+def test_every_figure_leads_to_where_it_stands(pages):
+    html = pages[0]
+    places = set(re.findall(r'href="bench\.json#/([^"]+)"', html))
+    assert len(places) > 50
+    for place in places:
+        found = fabricated()
+        for part in place.split("/"):  # raises where the pointer leads nowhere
+            found = found[int(part)] if isinstance(found, list) else found[part]
+    bits = r"<table class=\"bits\">.*?</table>"  # its heads lead there
+    tables = re.sub(bits, "", html, flags=re.DOTALL)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", tables, flags=re.DOTALL)
+    bare = [
+        c for c in cells if re.fullmatch(r"[\d.,]+( ?[%×]| [MGk]?B| M| ms| Gflop/s)?", c.strip())
+    ]
+    assert bare == [] and len(cells) > 100
+
+
+def test_figures_stand_where_their_links_lead(pages):
+    bench = fabricated()
+    link = r'href="bench\.json#/artifacts/(\d+)/accuracy/styles/top1">([\d.]+) %'
+    links = re.findall(link, pages[0])
+    assert len(links) >= 10
+    for index, shown in links:
+        found = bench["artifacts"][int(index)]["accuracy"]["styles"]["top1"]
+        assert 100 * found == pytest.approx(float(shown))
+
+
+def test_labels_of_the_explorer_keep_apart(tmp_path):
+    need_browser(packages=())
+    bench = fabricated()
+    for n, row in enumerate(bench["artifacts"]):  # all near to each other
+        row["accuracy"] = {name: accuracy(0.6 + 0.001 * n) for name in ("styles", "val")}
+    for row in bench["timings"]:
+        row["p50_ms"] = 2.0 + 0.01 * row["p50_ms"]
+    reported(tmp_path, bench)
+    boxes = (
+        "[...document.querySelectorAll('#explorer svg .tag')].map((n) => n.getBoundingClientRect())"
+    )
+    with Server({"": tmp_path}) as server, Chromium() as chromium:
+        chromium.open(f"{server.url}/report.html")
+        found = chromium.evaluate(f"{boxes}.map((b) => [b.left, b.right, b.top, b.bottom])")
+        assert not chromium.problems
+    assert len(found) == 3
+    for n, (left, right, top, bottom) in enumerate(found):
+        for a, b, c, d in found[n + 1 :]:
+            assert a >= right or b <= left or c >= bottom - 3 or d <= top + 3
 
 
 def test_operators_that_ran_elsewhere_are_a_warning(tmp_path):

@@ -9,7 +9,7 @@ from tiny import tiny_clip
 
 from compress.clip import load, save
 from compress.errors import PocketclipError
-from compress.stages.inherit import Config, Shape, run
+from compress.stages.inherit import Config, Shape, VisionShape, run
 from compress.work import Work
 
 
@@ -20,7 +20,7 @@ def test_a_full_size_student_is_the_teacher(work: Work, tmp_path: Path) -> None:
 
 
 def test_a_smaller_student_holds_the_teachers_leading_channels(work: Work, tmp_path: Path) -> None:
-    cfg = Config(vision=Shape(width=16, layers=1), text=Shape(width=24, mlp_ratio=1))
+    cfg = Config(vision=VisionShape(width=16, layers=1), text=Shape(width=24, mlp_ratio=1))
     student, teacher = run(work, cfg, tmp_path).clip.model, work.clip.model
     assert student.config.vision.heads == (2,) and student.config.text.heads == (3, 3)
     assert student.config.text.mlp_width == (24, 24)
@@ -38,14 +38,14 @@ def test_a_smaller_student_holds_the_teachers_leading_channels(work: Work, tmp_p
 def test_one_layer_of_two_comes_from_where_the_rule_says(work: Work, tmp_path: Path) -> None:
     three = replace(work, clip=tiny_clip(layers=3))
     for rule, origin in (("uniform", 2), ("front", 1)):
-        cfg = Config(vision=Shape(layers=2), layer_rule=rule)
+        cfg = Config(vision=VisionShape(layers=2), layer_rule=rule)
         student = run(three, cfg, tmp_path).clip.model
         expected = three.clip.model.image.blocks[origin].mlp.up.weight
         assert torch.equal(student.image.blocks[1].mlp.up.weight, expected), rule
 
 
 def test_irregular_students_save_and_load(work: Work, tmp_path: Path) -> None:
-    student = run(work, Config(vision=Shape(width=24, heads=1, mlp_ratio=1.5)), tmp_path).clip
+    student = run(work, Config(vision=VisionShape(width=24, heads=1, mlp_ratio=1.5)), tmp_path).clip
     save(student, tmp_path / "student")
     again = load(tmp_path / "student")
     assert again.model.config == student.model.config
@@ -56,4 +56,14 @@ def test_irregular_students_save_and_load(work: Work, tmp_path: Path) -> None:
 
 def test_a_larger_student_is_refused_with_the_place(work: Work, tmp_path: Path) -> None:
     with pytest.raises(PocketclipError, match=r"inherit\.vision\.width: 64 is more than .* 32"):
-        run(work, Config(vision=Shape(width=64)), tmp_path)
+        run(work, Config(vision=VisionShape(width=64)), tmp_path)
+
+
+def test_smaller_pictures_give_what_the_teacher_gives_for_them(work: Work, tmp_path: Path) -> None:
+    clip = run(work, Config(vision=VisionShape(image_size=16)), tmp_path).clip
+    assert clip.preprocess.size == (16, 16) and clip.model.config.vision.image_size == 16
+    pixels = torch.randn(2, 3, 16, 16)
+    expected = work.clip.model.encode_image(pixels)  # interpolates its positions on the way
+    torch.testing.assert_close(clip.model.encode_image(pixels), expected)
+    with pytest.raises(PocketclipError, match=r"image_size: 20 must be a multiple"):
+        run(work, Config(vision=VisionShape(image_size=20)), tmp_path)
