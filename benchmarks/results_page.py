@@ -1,21 +1,21 @@
-"""docs/results.md: every committed figure, from the results files alone.
+"""docs/results.md and docs/scaling.svg: every committed figure, from the results files alone.
 
-python -m benchmarks.results_page        writes docs/results.md
+python -m benchmarks.results_page        writes both
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import results_tables, scaling_plots
 from compress import atomic
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/results.md"
+PLOT = ROOT / "docs/scaling.svg"
 FORMATS = {"fraction": "{:.1%}", "ratio": "{:.2f}x", "count": "{:.0f}", "exponent": "{:.2f}"}
-PEERS = ("artifact", "tower", "target", "precision", "size_bytes", "top1", "p50_ms", "speedup")
 TABLES = {
-    "peers": (*PEERS, "lines", "compress_seconds", "unavailable"),
     "latency": ("path", "tower", "repeat", "p50_ms", "min_ms", "tool", "p50_ms_other"),
     "scaling": ("curve", "size", "p50_ms", "exponent", "exponent_ci95"),
 }
@@ -33,7 +33,10 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         about = result["machine"]
         parts += ["", f"## {name.replace('_', ' ').capitalize()}", ""]
         parts += _claims(result.get("claims", []))
+        parts += [f"![cost against size]({PLOT.name})", ""] * (name == "scaling")
         parts += _rows(result["rows"], TABLES[name]) if name in TABLES else []
+        own = results_tables.BY_NAME.get(name)
+        parts += own(result["rows"]) if own else []
         parts += [
             f"`{result['command']}`, {result['date']}, {about['cores']} cores of {about['cpu']}: "
             f"`benchmarks/results/{name}.json`."
@@ -75,3 +78,5 @@ def _cell(value: Any) -> str:
 if __name__ == "__main__":
     found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     atomic.write_text(PAGE, page(found))
+    if "scaling" in found:
+        atomic.write_text(PLOT, scaling_plots.draw(found["scaling"]["rows"]))
