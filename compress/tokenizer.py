@@ -117,8 +117,11 @@ def byte_pairs(
 
 def marks(tokenizer: tokenizers.Tokenizer) -> tuple[int | None, int | None]:
     """The ids that a tokenizer file puts before and after a text; None where it isn't just one."""
-    raw = tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    bare = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    bare.no_padding()
+    bare.no_truncation()
+    raw = bare.encode("a", add_special_tokens=False).ids
+    whole = bare.encode("a", add_special_tokens=True).ids
     before = next(i for i in range(len(whole) + 1) if whole[i : i + len(raw)] == raw)
     after = whole[before + len(raw) :]
     return (whole[0] if before == 1 else None, after[0] if len(after) == 1 else None)

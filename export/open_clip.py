@@ -1,7 +1,8 @@
 """open_clip's own local folder: config, safetensors and tokenizer, for its loaders and trainers.
 
 Opens with `open_clip.create_model_and_transforms("local-dir:FOLDER")`. Only shapes that open_clip
-can state are written: the same width of head, number of heads and MLP in every layer.
+can state are written: the same width of head, number of heads and MLP in every layer of its own
+transformers, timm's networks by their names (SigLIP), and towers that it built itself.
 """
 
 import json
@@ -16,9 +17,9 @@ from tokenizers import processors
 
 from compress.clip import Clip, TorchEncoder
 from compress.errors import PocketclipError
-from compress.structure import TextConfig, TowerConfig, VisionConfig, plain_text, plain_vision
+from compress.structure import ClipConfig, TextConfig, VisionConfig, plain_text
 from compress.support import reason
-from export import Unavailable, _bundle
+from export import Unavailable, _bundle, _open_clip_image
 
 REQUIRES = ""
 VERSION = 1
@@ -84,7 +85,7 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
 
 def refuses(clip: Clip) -> str | None:
     """Why open_clip's config cannot state a model."""
-    return reason(lambda: open_clip_config(clip))
+    return reason(lambda: (open_clip_config(clip), marked_tokenizer(clip)))
 
 
 def load(folder: Path, device: str = "cpu", threads: int | None = None) -> TorchEncoder:
@@ -101,8 +102,8 @@ def load(folder: Path, device: str = "cpu", threads: int | None = None) -> Torch
 def open_clip_config(clip: Clip) -> dict[str, Any]:
     """open_clip_config.json as data: `model_cfg`, `preprocess_cfg`, and the licence beside them."""
     config, contract = clip.model.config, clip.tokenizer.contract
-    vision, text = plain_vision(config, "open_clip"), plain_text(config, "open_clip")
-    odd = _unlike_open_clip(vision, text)
+    text = plain_text(config, "open_clip")
+    odd = _unlike_open_clip(text, config)
     if odd:
         raise PocketclipError(
             f"open_clip: its config has no word for {'; '.join(odd)}; use the folder of the stage "
@@ -110,18 +111,10 @@ def open_clip_config(clip: Clip) -> dict[str, Any]:
         )
     model = {
         "embed_dim": config.embed_dim,
-        "quick_gelu": vision.activation == "quick_gelu",
-        "vision_cfg": {
-            **_tower("vision", vision),
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "head_width": vision.head_width,
-            "pool_type": "tok" if vision.pooling == "class" else "avg",
-            "no_ln_pre": not vision.pre_norm,
-            "final_ln_after_pool": vision.norm_after_pooling,
-        },
+        "quick_gelu": text.activation == "quick_gelu",
+        "vision_cfg": _open_clip_image.described(config),
         "text_cfg": {
-            **_tower("text", text),
+            **_open_clip_image.tower("text", text),
             "hf_tokenizer_name": "tokenizer",
             "tokenizer_kwargs": {"clean": "lower" if contract.lowercase else "whitespace"},
             "context_length": text.context_length,
@@ -150,7 +143,10 @@ def state(clip: Clip) -> dict[str, torch.Tensor]:
     """The weights under open_clip's names and in its orientation."""
     from compress.sources._plain import their_names
 
-    return their_names(clip.model.state_dict())
+    weights = clip.model.state_dict()
+    image = {name: w for name, w in weights.items() if name.startswith("image.")}
+    others = {name: w for name, w in weights.items() if name not in image}
+    return _open_clip_image.state(clip.model.config, image) | their_names(others)
 
 
 def marked_tokenizer(clip: Clip) -> tuple[str, dict[str, Any]]:
@@ -166,19 +162,21 @@ def marked_tokenizer(clip: Clip) -> tuple[str, dict[str, Any]]:
         "eos_token": contract.end_id,
         "pad_token": contract.end_id if causal else contract.pad_id,
     }
-    names = {role: None if i is None else vocabulary.id_to_token(i) for role, i in ids.items()}
+    names = {role: vocabulary.id_to_token(i) for role, i in ids.items() if i is not None}
     missing = [f"{role} {ids[role]}" for role, name in names.items() if name is None]
     if missing:
         raise PocketclipError(
             f"open_clip: tokenizer.json has no token for {', '.join(missing)}; open_clip's "
             "tokenizers know their marks by name"
         )
-    start, end = names["bos_token"], names["eos_token"]
+    start, end = names.get("bos_token"), names["eos_token"]
     marked = tokenizers.Tokenizer.from_str(vocabulary.to_str())
-    marked.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A {end}",
-        special_tokens=[(start, contract.start_id), (end, contract.end_id)],
-    )
+    marked.no_truncation()
+    if contract.start_id is not None:
+        marked.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A {end}",
+            special_tokens=[(start, contract.start_id), (end, contract.end_id)],
+        )
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **names,
@@ -188,47 +186,20 @@ def marked_tokenizer(clip: Clip) -> tuple[str, dict[str, Any]]:
     return marked.to_str(pretty=True), settings
 
 
-def _unlike_open_clip(vision: VisionConfig, text: TextConfig) -> list[str]:
-    """What of a structure open_clip's config cannot state."""
-    one_norm = vision.norm_before_pooling != vision.norm_after_pooling
+def _unlike_open_clip(text: TextConfig, config: ClipConfig) -> list[str]:
+    """What of a structure open_clip's config cannot state, but for the image tower."""
+    vision = config.vision
     checks = {
-        "attention pooling": vision.pooling == "attention",
-        "an image tower without a class token": not vision.class_token,
-        "a bias of the patches": vision.patch_bias,
-        "two norms around the pooling, or none": not one_norm,
-        "an image tower without a plain projection": vision.projection != "linear"
-        or vision.projection_bias,
-        "fewer image tokens on the way": vision.reduction is not None,
-        "blocks that normalise their sums": vision.post_norm or text.post_norm,
+        "blocks that normalise their sums": text.post_norm,
         "a text tower of BERT's shape": text.embedding_norm or not text.final_norm,
         "padding that nobody attends to": text.pad_id is not None,
         "a mean over text tokens": text.pooling == "mean",
         "a class token of the text tower": text.class_token,
         "convolutions in the text tower": text.mixer_kernel > 0,
         "a text projection of two layers": text.projection == "mlp",
-        "relu": "relu" in (vision.activation, text.activation),
-        "quick_gelu in one tower alone": (vision.activation == "quick_gelu")
-        != (text.activation == "quick_gelu"),
+        "relu": text.activation == "relu",
+        "quick_gelu in one tower alone": isinstance(vision, VisionConfig)
+        and vision.pooling != "attention"
+        and (vision.activation == "quick_gelu") != (text.activation == "quick_gelu"),
     }
     return [words for words, found in checks.items() if found]
-
-
-def _tower(name: str, config: TowerConfig) -> dict[str, Any]:
-    """The settings that both towers share; shapes that differ by layer are refused."""
-    if len(set(config.heads)) > 1 or len(set(config.mlp_width)) > 1:
-        raise PocketclipError(
-            f"open_clip: the {name} tower's layers differ in heads or MLP width; open_clip's "
-            "config has one number for all, use the folder of the stage itself"
-        )
-    if config.heads[0] * config.head_width != config.width:
-        raise PocketclipError(
-            f"open_clip: the {name} tower has {config.heads[0]} heads of {config.head_width} in a "
-            f"width of {config.width}; open_clip's heads fill the width"
-        )
-    return {
-        "width": config.width,
-        "layers": config.num_layers,
-        "mlp_ratio": config.mlp_width[0] / config.width,
-        "act_kwargs": {"approximate": "tanh"} if config.activation == "gelu_tanh" else None,
-        "norm_kwargs": {"eps": config.layer_norm_eps},
-    }

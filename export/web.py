@@ -194,7 +194,8 @@ def image_processor(clip: Clip) -> dict[str, Any]:
 
     if clip.preprocess.resize_mode == "longest":
         return {"do_pad": True, "pad_size": dict(zip(("height", "width"), clip.preprocess.size))}
-    return huggingface.image_processor(clip) | {"feature_extractor_type": "CLIPFeatureExtractor"}
+    names = {"feature_extractor_type": "CLIPFeatureExtractor", "processor_class": "CLIPProcessor"}
+    return huggingface.image_processor(clip) | names
 
 
 def page_files() -> dict[str, Path]:

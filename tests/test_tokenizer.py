@@ -143,6 +143,14 @@ def test_ids_equal_transformers(template: str, tmp_path: Path) -> None:
         assert replay(text, tmp_path / "tokenizer.json", contract) == ids
 
 
+def test_marks_are_found_behind_a_files_own_padding_and_truncation() -> None:
+    file = small_tokenizer("<s> $A </s>")
+    wanted = marks(file)
+    file.enable_padding(length=12)
+    file.enable_truncation(12)
+    assert marks(file) == wanted and None not in wanted
+
+
 def test_missing_and_broken_files_are_named(openai: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(PocketclipError, match=r"tokenizer\.json: no such file"):
         Tokenizer.load(tmp_path / "tokenizer.json", openai.contract)

@@ -136,3 +136,29 @@ def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         latent, weight, bias = (weights[name].float() for name in QUERY)
         ours["image.pool.query"] = torch.mv(weight, latent.flatten()) + bias
     return with_layer_scale(ours, scales)
+
+
+def their_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The way back: our image tower's weights under TimmModel's names, after `visual.`.
+
+    The pooling's query is folded into what it is projected to, so their projection is the identity.
+    """
+    outside = {ours: theirs for theirs, ours in NAMES.items() if theirs != "trunk.head"}
+    inside = {ours: theirs for theirs, ours in INSIDE.items()}
+    theirs = {}
+    for name, tensor in state.items():
+        parts = name.split(".")
+        owner, leaf = ".".join(parts[1:-1]), parts[-1]
+        if owner.startswith("blocks."):
+            number, module = parts[2], inside[".".join(parts[3:-1])]
+            theirs[f"trunk.blocks.{number}.{module}.{leaf}"] = tensor
+        elif name == "image.pool.query":
+            latent, weight, bias = QUERY
+            theirs[latent] = tensor.view(1, 1, -1)
+            theirs[weight] = torch.eye(len(tensor), dtype=tensor.dtype)
+            theirs[bias] = torch.zeros_like(tensor)
+        elif not owner:
+            theirs[outside[leaf]] = tensor.reshape(1, -1, tensor.shape[-1])
+        else:
+            theirs[f"{outside[owner]}.{leaf}"] = tensor
+    return {f"visual.{name}": tensor for name, tensor in theirs.items()}

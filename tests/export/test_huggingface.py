@@ -12,6 +12,7 @@ from tiny import tiny_clip
 from compress.clip import Clip
 from compress.errors import PocketclipError
 from compress.model import ClipModel, initialise_
+from compress.sources import folder
 from export import _goldens
 from export._verify import verify
 from export.huggingface import Config, load, write
@@ -110,3 +111,54 @@ def test_padded_preprocessing_is_refused(clip: Clip, tmp_path: Path) -> None:
     padded = replace(clip, preprocess=clip.preprocess.model_copy(update={"resize_mode": "longest"}))
     with pytest.raises(PocketclipError, match="cannot pad"):
         write(padded, Config(), tmp_path / "out")
+
+
+def siglip(clip: Clip, **pool: int) -> Clip:
+    """A model of SigLIP's shape: attention pooling, a text tower that sees all, a logit bias."""
+    pooling = {"pool_heads": 4, "pool_head_width": 8, "pool_mlp_width": 64, **pool}
+    vision = {"pooling": "attention", "class_token": False, "pre_norm": False, "patch_bias": True}
+    config = clip.model.config.model_copy(update={"embed_dim": 32, "logit_bias": True})
+    made = {
+        "vision": config.vision.model_copy(update={**vision, **pooling, "projection": "none"}),
+        "text": config.text.model_copy(
+            update={"causal": False, "pooling": "last", "projection_bias": True}
+        ),
+    }
+    model = ClipModel(config.model_copy(update=made))
+    torch.manual_seed(0)
+    initialise_(model)
+    for parameter in model.parameters():
+        if parameter.ndim <= 1:
+            torch.nn.init.normal_(parameter, mean=0.3, std=0.2)
+    return replace(clip, model=model.eval())
+
+
+def test_siglip_model_gives_our_embeddings_and_logits(clip: Clip, tmp_path: Path) -> None:
+    ours = siglip(clip)
+    write(ours, Config(), tmp_path / "out")
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    assert type(theirs).__name__ == "SiglipModel"
+    pixels, tokens = torch.randn(3, 3, 32, 32), ours.tokenizer(TEXTS)
+    with torch.no_grad():
+        found = theirs(pixel_values=pixels, input_ids=tokens.long())
+        images = F.normalize(ours.model.encode_image(pixels), dim=-1)
+        texts = F.normalize(ours.model.encode_text(tokens), dim=-1)
+        logits = ours.model.logit_scale.exp() * images @ texts.T + ours.model.logit_bias
+    torch.testing.assert_close(found.image_embeds, images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.text_embeds, texts, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.logits_per_image, logits, rtol=0, atol=1e-4)
+    assert min(verify(tmp_path / "out").values()) > 0.9999
+
+
+def test_a_siglip_folder_comes_back_through_our_own_door(clip: Clip, tmp_path: Path) -> None:
+    ours = siglip(clip)
+    write(ours, Config(), tmp_path / "out")
+    again = folder.load(tmp_path / "out")
+    assert again.model.config == ours.model.config
+    for name, value in ours.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name
+
+
+def test_a_pooling_of_its_own_shape_is_no_siglip_model(clip: Clip, tmp_path: Path) -> None:
+    with pytest.raises(PocketclipError, match=r"not the shape of a SiglipModel: the pooling has"):
+        write(siglip(clip, pool_mlp_width=48), Config(), tmp_path / "out")
