@@ -23,6 +23,15 @@ def _mean(rows: list[dict[str, Any]], which: Sequence[int], key: str) -> float:
     return statistics.fmean(rows[i][key] for i in which)
 
 
+def _small(rows: list[dict[str, Any]]) -> list[str]:
+    """Arms whose every student has at most a fifth of the teacher's parameters, in order."""
+    teacher = rows[_which(rows, arm="teacher")[0]]["num_params"]
+    large = {r["arm"] for r in rows if r.get("samples") and 5 * r["num_params"] > teacher}
+    return [
+        arm for arm in dict.fromkeys(r["arm"] for r in rows if r.get("samples")) if arm not in large
+    ]
+
+
 def _curve(rows: list[dict[str, Any]], arm: str) -> dict[int, float]:
     """Mean top-1 over the seeds, by samples."""
     budgets = sorted({row["samples"] for row in rows if row.get("arm") == arm})
@@ -41,7 +50,7 @@ def _sample_ratio(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Fewest samples with which any arm's mean reaches scratch's at its full budget."""
     scratch = _curve(rows, SCRATCH)
     full = max(scratch)
-    others = {row["arm"] for row in rows if row.get("samples")} - {SCRATCH}
+    others = set(_small(rows)) - {SCRATCH}
     reached = [
         (samples, arm)
         for arm in sorted(others)
@@ -59,8 +68,7 @@ def _sample_ratio(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _kept(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The best arm's mean top-1 at its largest budget, over the teacher's."""
     teacher = _which(rows, arm="teacher")
-    arms = {row["arm"] for row in rows if row.get("samples")}
-    best = max(sorted(arms), key=lambda arm: max(_curve(rows, arm).values()))
+    best = max(sorted(_small(rows)), key=lambda arm: max(_curve(rows, arm).values()))
     curve = _curve(rows, best)
     samples = max(curve, key=lambda n: curve[n])
     which = _which(rows, arm=best, samples=samples)
@@ -75,7 +83,7 @@ def _same_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     full = max(_curve(rows, SCRATCH))
     scratch = _which(rows, arm=SCRATCH, samples=full)
     limit, found = _mean(rows, scratch, "train_cpu_seconds"), []
-    for arm in dict.fromkeys(row["arm"] for row in rows if row.get("samples")):
+    for arm in _small(rows):
         fits = [
             which
             for samples in _curve(rows, arm)

@@ -1,20 +1,26 @@
 """What a student learns from: every way of distillation at equal samples and at equal time.
 
-    python -m benchmarks.experiments.distillation            about an hour on two cores
+    python -m benchmarks.experiments.distillation            about an hour and a half on two cores
     python -m benchmarks.experiments.distillation --quick    minutes; shows only that it works
 
 Each arm trains the quickstart's student (a fifth of the teacher's parameters) on the embedded data,
-three seeds, at three budgets of samples. All teachers' vectors come from one reinforced store, made
-once. Every finished training is kept in runs/distillation, so a stopped experiment continues. At
-the end the cost of a step is measured, with the teacher stored, online and absent, interleaved.
+three seeds, at a budget of samples and a tenth of it; scratch and the best arm also in between, and
+the best arm long. Teachers' vectors come from one reinforced store, made once; the best arm stores
+more views of its own. Every finished training is kept in runs/distillation, so a stopped experiment
+continues. At the end the cost of a step is measured, with the teacher stored, online and absent,
+interleaved.
 """
 
 import argparse
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -33,17 +39,20 @@ RUNS = ROOT / "runs/distillation"
 QUICK = ROOT / "runs/distillation-quick"
 MODULE = "benchmarks.experiments.distillation"
 SEEDS = (0, 1, 2)
-BUDGETS = (24, 80, 240)
-"""Optimiser steps, of 512 samples; the first is a tenth of the last."""
-LONG = 800
-"""Steps of the best arm's long run."""
+BUDGETS = (24, 240)
+"""Optimiser steps, of 256 samples; the first is a tenth of the last."""
+BETWEEN = 80
+"""Steps at which scratch and the best arm are measured too."""
+LONG = 650
+"""Steps of the best arm's long run, of 512 samples as the quickstart's."""
 FIGURES = ("top1", "top5", "image_to_text_r1", "text_to_image_r1", "text_to_image_r10")
 
 SHARED = {
-    "batch_size": 512, "optimizer": "muon", "lr": 2.5e-3, "weight_decay": 0.05, "warmup_steps": 10,
+    "batch_size": 256, "optimizer": "muon", "lr": 2.5e-3, "weight_decay": 0.05, "warmup_steps": 4,
     "augment": {"hue": 0.05, "saturation": 0.35, "grey": 0.05}, "checkpoint_every": 1000,
     "phases": [{"until": 0.6, "image_size": 32}, {"until": 0.8, "image_size": 64, "keep": 0.5}],
 }  # fmt: skip
+LONG_RUN = {"batch_size": 512, "warmup_steps": 50}
 PLAIN = {"affinity": 0.0, "clip": 1.0, "scale": None, "teacher": "online"}
 AFFINITY = {"affinity": 1.0, "teacher": "reinforced", "synthetic": "mix"}
 MIX = {
@@ -51,7 +60,17 @@ MIX = {
     "scale": None, "teacher_scale": None, "teacher": "reinforced", "synthetic": "mix",
 }  # fmt: skip
 REINFORCED = {"affinity": 1.0, "teacher": "reinforced", "synthetic": "sum"}
-BEST = {"affinity": 1.0, "feature": 5.0, "teacher": "reinforced", "synthetic": "sum"}
+BEST = {
+    "affinity": 1.0, "feature": 5.0, "bank": 1.0, "teacher": "stored", "views": 16, "lr": 1.5e-3,
+    "phases": [{"until": 0.7, "image_size": 64, "keep": 0.5}],
+}  # fmt: skip
+"""A student fitted at 64 pixels starts there: at 32 it would forget first."""
+PRINCIPAL = {
+    "vision": {"width": 136, "heads": 4, "layers": 6}, "text": {"width": 64, "layers": 3},
+    "weights": "principal", "num_samples": 2048,
+}  # fmt: skip
+"""A deeper image tower and a narrower text tower of the same size together: nearly all that the
+quickstart's student loses is lost by its image tower."""
 SHAPE = {"vision": {"width": 128, "layers": 5}, "text": {"width": 96, "layers": 3}}
 HALF = {"vision": {"layers": 5}, "text": {"layers": 3}}
 
@@ -65,9 +84,9 @@ ARMS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "inheritance + CLIP-KD mix": (SHAPE, MIX),
     "inheritance + reinforced": (SHAPE, REINFORCED),
     "auto inheritance + affinity": (HALF, AFFINITY),
-    "all": (SHAPE, BEST),
+    "all": (PRINCIPAL, BEST),
 }
-"""Arm -> (shape inherited by hand, or None for random weights; settings of distillation)."""
+"""Arm -> (settings of inheritance, or None for random weights; settings of distillation)."""
 AUTO, ALL, SCRATCH = "auto inheritance + affinity", "all", "scratch"
 
 
@@ -84,27 +103,38 @@ def train(arm: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     """Train one student, measure it on the held-out style, and keep the row."""
     from compress.clip import TorchEncoder
     from compress.evaluate import evaluate
-    from compress.stages import distill, inherit
+    from compress.stages import distill
 
     path = folder / f"{arm.replace(' ', '-')}-{seed}-{steps}.json"
     if path.exists():
         return dict(json.loads(path.read_text()))
     work = open_work(folder, seed)
     shape, settings = ARMS[arm]
-    settings = {**SHARED, **settings, "steps": steps}
+    settings = {**SHARED, **settings, **(LONG_RUN if steps == LONG else {})}
+    calibrated = (shape or {}).get("num_samples", 0)
+    settings["steps"] = steps - math.ceil(calibrated / settings["batch_size"])
     if arm == AUTO:
         settings["inherit"] = inherit_settings(steps)
-    started, cpu = time.perf_counter(), time.process_time()
+    len(work.data.pairs)  # decoded before the clock starts
+    started, cpu, earlier = time.perf_counter(), time.process_time(), 0.0
     if shape is None:
         from compress.sources import new
 
         work = replace(work, clip=new.load(STUDENT))
     else:
-        work = inherit.run(work, inherit.Config.model_validate(shape), folder)
+        clip, earlier = inherited(work, shape, folder)
+        work = replace(work, clip=clip)
     out = folder / path.stem
-    work = distill.run(work, distill.Config.model_validate(settings), out)
-    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    row = {"arm": arm, "seed": seed, "steps": steps, "samples": steps * 512}
+    if settings["steps"] > 0:
+        with shared_store(folder / f"views-{seed}", out / "store"):
+            work = distill.run(work, distill.Config.model_validate(settings), out)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu + earlier
+    row = {
+        "arm": arm,
+        "seed": seed,
+        "steps": steps,
+        "samples": steps * settings["batch_size"] or calibrated,
+    }
     row |= {"train_seconds": seconds, "train_cpu_seconds": cpu}
     row["num_params"] = sum(p.numel() for p in work.clip.model.parameters())
     measured = evaluate(TorchEncoder(work.clip), work.clip, work.data, "held_out_style")
@@ -112,6 +142,37 @@ def train(arm: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     write_json(path, row)
     (out / "checkpoint.pt").unlink(missing_ok=True)
     return row
+
+
+def inherited(work: Any, settings: dict[str, Any], folder: Path) -> tuple[Any, float]:
+    """The teacher cut to a student, and the CPU seconds that an earlier call spent on it.
+
+    A fit by least squares is made once a seed and kept.
+    """
+    import compress.clip
+    from compress.stages import inherit
+
+    cfg = inherit.Config.model_validate(settings)
+    if cfg.weights == "leading":
+        return inherit.run(work, cfg, folder).clip, 0.0
+    place = folder / f"principal-{work.seed}"
+    spent = place / "cpu_seconds.json"
+    if not spent.exists():
+        started = time.process_time()
+        compress.clip.save(inherit.run(work, cfg, folder).clip, place)
+        write_json(spent, time.process_time() - started)
+        return compress.clip.load(place), 0.0
+    return compress.clip.load(place), float(json.loads(spent.read_text()))
+
+
+@contextmanager
+def shared_store(kept: Path, own: Path) -> Iterator[None]:
+    """A run's store of teacher's vectors, made by the first run of a seed and kept for the next."""
+    if kept.exists() and not own.exists():
+        shutil.copytree(kept, own)
+    yield
+    if own.exists() and not kept.exists():
+        shutil.copytree(own, kept)
 
 
 @lru_cache(maxsize=1)
@@ -233,11 +294,13 @@ def _reading(feed: Any, batch: Any) -> float:
 
 
 def jobs(quick: bool) -> list[tuple[str, int, int]]:
-    """(arm, seed, steps) of every training, the short ones first."""
+    """(arm, seed, steps) of every training, the best arm at last."""
     if quick:
         return [(arm, 0, 4) for arm in ARMS]
-    found = [(arm, seed, n) for n in BUDGETS for arm in ARMS for seed in SEEDS]
-    return found + [(ALL, seed, LONG) for seed in SEEDS]
+    others = [arm for arm in ARMS if arm != ALL]
+    found = [(arm, seed, n) for seed in SEEDS for n in BUDGETS for arm in others]
+    found += [(SCRATCH, seed, BETWEEN) for seed in SEEDS]
+    return found + [(ALL, seed, n) for seed in SEEDS for n in (LONG, 0, *BUDGETS, BETWEEN)]
 
 
 def in_processes(num: int, folder: Path, quick: bool) -> None:

@@ -9,11 +9,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from compress.calibrate import draw
 from compress.clip import Clip, build
 from compress.errors import PocketclipError
 from compress.layers import resized_positions
-from compress.model import ClipModel
+from compress.model import ClipModel, ImageTower, TextTower
 from compress.nn.slim import front_layers, leading, leading_heads, uniform_layers
+from compress.principal import fit_tower_
 from compress.structure import (
     ClipConfig,
     TextConfig,
@@ -65,6 +67,12 @@ class Config(BaseModel):
     layer_rule: Literal["uniform", "front"] = "uniform"
     """Which layers are kept: evenly spread with the first and the last, or TinyCLIP's stride from
     the front (which drops the last ones)."""
+    weights: Literal["leading", "principal"] = "leading"
+    """leading: the first channels and heads of each tensor, as TinyCLIP does. principal: the
+    principal directions of the activations, and matrices fitted to the teacher's by least squares
+    (our formulation, `compress/principal.py`); needs training data."""
+    num_samples: int = Field(default=2048, ge=1)
+    """Training pairs that `weights: principal` looks at."""
 
 
 def run(work: Work, cfg: Config, out: Path) -> Work:
@@ -73,11 +81,40 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
     require_float(source.config, "inherit")
     config = shape(source.config, cfg)
     step = {"step": "inherit", "settings": cfg.model_dump(mode="json")}
-    clip = work.clip.with_model(inherit(source, config, cfg.layer_rule), step)
+    student = inherit(source, config, cfg.layer_rule)
+    if cfg.weights == "principal":
+        fit_(student, work, cfg)
+    clip = work.clip.with_model(student, step)
     if cfg.vision.image_size is not None:
         size = (cfg.vision.image_size, cfg.vision.image_size)
         clip = replace(clip, preprocess=clip.preprocess.model_copy(update={"size": size}))
     return replace(work, clip=clip)
+
+
+def fit_(student: ClipModel, work: Work, cfg: Config) -> None:
+    """Replace the slices in those towers that became smaller by weights fitted to activations."""
+    source = work.clip.model
+    if cfg.vision.image_size not in (None, work.clip.preprocess.size[0]):
+        raise PocketclipError(
+            "inherit.weights: principal fits token by token and cannot change vision.image_size; "
+            "use leading, or two inherit stages"
+        )
+    seen = draw(work.clip, work.data, cfg.num_samples, work.seed)
+    for new, old, inputs in (
+        (student.image, source.image, seen.pixels),
+        (student.text, source.text, _shortest(torch.cat([seen.tokens, seen.more_tokens]), source)),
+    ):
+        if isinstance(new, ImageTower | TextTower) and new.config != old.config:
+            assert isinstance(old, ImageTower | TextTower)
+            fit_tower_(new, old, _layers(old.config, new.config, cfg.layer_rule), inputs)
+
+
+def _shortest(tokens: Tensor, source: ClipModel) -> Tensor:
+    """Texts cut after the longest, where nothing behind the end of a text is seen."""
+    text = source.config.text
+    if not (isinstance(text, TextConfig) and text.sees_no_padding):
+        return tokens
+    return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
 
 
 def refuses(clip: Clip) -> str | None:

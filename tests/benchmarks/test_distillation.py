@@ -48,3 +48,9 @@ def test_an_arm_that_never_reaches_scratch_does_not_count() -> None:
     slow = [row for row in rows() if row.get("arm") != "all"]
     [ratio] = [c for c in claims(slow) if c["name"].startswith("samples of")]
     assert ratio["value"] == pytest.approx(1.0) and "'affinity'" in ratio["name"]
+
+
+def test_students_that_stayed_too_large_make_no_claim() -> None:
+    large = [row | {"num_params": 21} if row.get("arm") == "all" else row for row in rows()]
+    named = " ".join(claim["name"] for claim in claims(large))
+    assert "'affinity'" in named and "'all'" not in named
