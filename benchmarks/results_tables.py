@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.labels import NOTHING, TARGETS, megabytes, milliseconds, percent, times
+from benchmarks.labels import NOTHING, TARGETS, duration, megabytes, milliseconds, percent, times
 
 Rows = list[dict[str, Any]]
 TOWERS = ("image", "text")
@@ -21,7 +21,7 @@ def peers(rows: Rows) -> list[str]:
         "top-1",
         "image speed-up",
     )
-    heads += ("lines", "compression", "note")
+    heads += ("lines", "compression, processor time", "note")
     lines = []
     for image, text in both(rows, "artifact"):
         lines.append(
@@ -35,9 +35,7 @@ def peers(rows: Rows) -> list[str]:
                 percent(image.get("top1")),
                 times(image.get("speedup")),
                 _plain(image.get("lines")),
-                NOTHING
-                if image.get("compress_seconds") is None
-                else f"{image['compress_seconds']:.0f} s",
+                duration(image.get("compress_processor_seconds")),
                 image.get("note") or image.get("unavailable") or "",
             ]
         )

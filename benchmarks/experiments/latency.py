@@ -5,14 +5,17 @@
 
 FOLDER holds bundles (the export folder of a run). The whole benchmark is repeated; then each ONNX
 file is timed as `onnxruntime_perf_test` does it (one process, one query after the other, the mean
-after one warm-up query), and each OpenVINO file by `benchmark_app`, one stream, one thread.
+after one warm-up query), and each OpenVINO file by `benchmark_app`, one stream, one thread. What is
+measured is kept in runs/latency, repeat by repeat: remove it to measure again.
 """
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from compress.errors import PocketclipError
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/latency.json"
+RUNS = ROOT / "runs/latency"
 BUNDLES = ROOT / "runs/quickstart/export"
 REPEATS = 3
 QUICK = Config(processes=1, rounds=4, patience_seconds=0)
@@ -33,10 +37,18 @@ APART = 1.05
 """Two medians nearer than this are a tie: their order says nothing."""
 
 
-def repeated(folder: Path, cfg: Config, repeats: int) -> list[dict[str, Any]]:
+def kept(path: Path, measure: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What was measured before a stop, or is measured now."""
+    if not path.exists():
+        write_json(path, measure())
+    rows: list[dict[str, Any]] = json.loads(path.read_text())
+    return rows
+
+
+def repeated(folder: Path, cfg: Config, repeats: range) -> list[dict[str, Any]]:
     """A row for each bundle, tower and repeat."""
     rows = []
-    for repeat in range(repeats):
+    for repeat in repeats:
         found = run.bench_bundles([folder], cfg)
         busy = found["hosts"]["local"]["disturbance"]["cores_busy"]
         for row in found["timings"]:
@@ -150,13 +162,19 @@ def _claim(name: str, value: float, goal: float, rows: list[int]) -> dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--bundles", type=Path, default=BUNDLES)
+    parser.add_argument("--bundles", type=Path, default=BUNDLES, help="a folder of bundles")
     parser.add_argument("--quick", action="store_true", help="writes into runs/latency-quick")
     given = parser.parse_args()
-    rows = repeated(
-        given.bundles, QUICK if given.quick else Config(), 2 if given.quick else REPEATS
-    )
-    rows += others(given.bundles, 1.0 if given.quick else 5.0)
+    place = RUNS.with_name("latency-quick") if given.quick else RUNS
+    cfg, repeats = (QUICK, 2) if given.quick else (Config(), REPEATS)
+    rows = []
+    for n in range(repeats):
+        own = kept(
+            place / f"repeat-{n}.json", lambda n=n: repeated(given.bundles, cfg, range(n, n + 1))
+        )
+        rows += own
+    seconds = 1.0 if given.quick else 5.0
+    rows += kept(place / "others.json", lambda: others(given.bundles, seconds))
     result: dict[str, Any] = {
         "command": "python -m benchmarks.experiments.latency" + (" --quick" if given.quick else ""),
         "date": datetime.now(UTC).date().isoformat(),
@@ -166,7 +184,7 @@ def main() -> None:
         "rows": rows,
         "claims": claims(rows),
     }
-    write_json(ROOT / "runs/latency-quick/latency.json" if given.quick else RESULTS, result)
+    write_json(place / "latency.json" if given.quick else RESULTS, result)
     for claim in result["claims"]:
         verdict = "holds" if claim["holds"] else "FALLS SHORT"
         print(f"{claim['name']}: {claim['value']:.3f} (goal {claim['goal']:g}) {verdict}")

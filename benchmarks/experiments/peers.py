@@ -1,7 +1,8 @@
 """What users would reach for instead: the same teacher, data and metrics, in one interleaved run.
 
-    python -m benchmarks.experiments.peers --ours RUN    RUN: a finished run folder of ours
-    python -m benchmarks.experiments.peers --quick       fewer pictures, rounds and peers
+    python -m benchmarks.experiments.peers --ours RUN...     finished run folders of ours
+    python -m benchmarks.experiments.peers --prepare         all but the timing, to be gone on with
+    python -m benchmarks.experiments.peers --quick           fewer pictures, rounds and peers
 
 Each peer compresses the embedded teacher in an environment of its own (`benchmarks.peers`); what
 it wrote and the exports of RUN are then evaluated and timed together, in the same runtimes. A peer
@@ -10,7 +11,9 @@ that fails is a row with its reason. What is done is kept in runs/peers.
 
 import argparse
 import json
+import shlex
 import shutil
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from benchmarks import bundles, latency, machine
 from benchmarks.accuracy import Accuracy
 from benchmarks.peers import _process, _training, environment, task
 from benchmarks.statistics import summarise
-from benchmarks.timing import Artifact, Config, Timing
+from benchmarks.timing import Artifact, Config
 from compress import plugin
 from compress import recipe as recipes
 from compress.atomic import write_json
@@ -36,8 +39,12 @@ OURS = ROOT / "runs/quickstart"
 GOAL = 2.5
 LIMIT_SECONDS = 600.0
 """Time that a peer has to compress both towers."""
+JUDGED = ("top1", "top1_ci95", "image_to_text_r1", "text_to_image_r10")
+LEFT_OUT = ("onnx", "open_clip-fp16", "open_clip-fp32")
+"""Exports of ours that are no one's choice for speed."""
 QUICK_PEERS = ("ort_dynamic", "ort_static")
 QUICK = Config(processes=1, rounds=4, patience_seconds=0)
+Rows = list[dict[str, Any]]
 
 
 def compressed(name: str, place: Path) -> dict[str, Any]:
@@ -61,41 +68,67 @@ def compressed(name: str, place: Path) -> dict[str, Any]:
     return {"peer": name, "folder": out, **json.loads(found.read_text())}
 
 
-def rows(found: list[dict[str, Any]], cfg: Config, accuracy: Accuracy, clip: Any) -> Any:
-    """Accuracy and latency of every artifact, a row for each tower."""
-    opened = [(about, bundles.read(about["folder"], about["peer"])) for about in found]
-    timed = [
-        Timing(Artifact(b.target, b.folder, tower, 1, b.queries(tower)), [])
-        for _, b in opened
+class Judge:
+    """Accuracy of bundles, kept by the hashes of their files."""
+
+    def __init__(self, recipe: recipes.Recipe, clip: Clip, data: Data, place: Path) -> None:
+        self.path, self.clip, self.data, self.cfg = (
+            place / "accuracy.json",
+            clip,
+            data,
+            recipe.evaluate,
+        )
+        self.kept = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.accuracy: Accuracy | None = None
+
+    def __call__(self, bundle: bundles.Bundle) -> dict[str, Any]:
+        """Figures on the headline split."""
+        images = self.cfg.num_images
+        key = f"{bundle.sha256('image')} {bundle.sha256('text')} {images}"
+        if key not in self.kept:
+            if self.accuracy is None:
+                self.accuracy = Accuracy(self.data, self.cfg)
+                self.accuracy.of_torch(self.clip, "teacher", "teacher")
+            [image, _] = self.accuracy.of_bundle(bundle, self.clip, key)
+            found = image["accuracy"].get(self.accuracy.headline, {})
+            self.kept[key] = {name: found.get(name) for name in JUDGED}
+            write_json(self.path, self.kept)
+        figures: dict[str, Any] = self.kept[key]
+        return figures
+
+
+def rows(found: Rows, cfg: Config, judge: Judge) -> tuple[Rows, dict[str, Any]]:
+    """Accuracy and latency of every artifact, a row for each tower; how busy the machine was."""
+    opened = [bundles.read(about["folder"], about["peer"]) for about in found]
+    figures = [judge(bundle) for bundle in opened]
+    artifacts = [
+        Artifact(b.target, b.folder, tower, 1, b.queries(tower))
+        for b in opened
         for tower in bundles.TOWERS
     ]
-    timings, hosts = latency.measure([t.artifact for t in timed], cfg)
+    timings, hosts = latency.measure(artifacts, cfg)
     result = []
-    for n, (about, bundle) in enumerate(opened):
-        own = accuracy.of_bundle(bundle, clip, bundle.folder.name + bundle.artifact)
-        for tower, row in zip(bundles.TOWERS, own):
-            measured = row["accuracy"].get(accuracy.headline, {})
-            place = 2 * n + bundles.TOWERS.index(tower)
-            baseline = timings[bundles.TOWERS.index(tower)]
-            figures = summarise(timings[place], cfg, baseline)
-            figures.pop("placement", None)
-            result.append(
-                {
-                    "artifact": about["peer"],
-                    "ours": about["ours"],
-                    "target": bundle.target,
-                    "precision": bundle.precision,
-                    "tower": tower,
-                    "size_bytes": bundle.size_bytes(tower),
-                    "top1": measured.get("top1"),
-                    "top1_ci95": measured.get("top1_ci95"),
-                    "image_to_text_r1": measured.get("image_to_text_r1"),
-                    "lines": about.get("lines"),
-                    "compress_seconds": about.get("seconds"),
-                    "note": about.get("note"),
-                    **figures,
-                }
-            )
+    for place, timing in enumerate(timings):
+        about, bundle = found[place // 2], opened[place // 2]
+        tower, baseline = bundles.TOWERS[place % 2], timings[place % 2]
+        measured = summarise(timing, cfg, baseline)
+        measured.pop("placement", None)
+        result.append(
+            {
+                "artifact": about["peer"],
+                "ours": about["ours"],
+                "target": bundle.target,
+                "precision": bundle.precision,
+                "tower": tower,
+                "size_bytes": bundle.size_bytes(tower),
+                **figures[place // 2],
+                "lines": about.get("lines"),
+                "compress_seconds": about.get("seconds"),
+                "compress_processor_seconds": about.get("processor_seconds"),
+                "note": about.get("note"),
+                **measured,
+            }
+        )
     return result, hosts["local"]["disturbance"]
 
 
@@ -149,42 +182,58 @@ def training(clip: Clip, data: Data, place: Path, quick: bool) -> list[dict[str,
     return rows
 
 
+def ours(folders: list[Path]) -> Rows:
+    """The exports of our runs, named after their recipes."""
+    return [
+        {"peer": f"ours: {run.name}, {path.parent.name}", "ours": True, "folder": path.parent}
+        for run in folders
+        for path in sorted(run.glob("export/*/bundle.json"))
+        if path.parent.name not in LEFT_OUT
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--ours", type=Path, default=OURS, help="run folder with our exports")
+    parser.add_argument("--ours", type=Path, nargs="*", default=[OURS], help="our run folders")
+    parser.add_argument("--prepare", action="store_true", help="compress and judge, time nothing")
     parser.add_argument("--quick", action="store_true", help="writes into runs/peers-quick")
     given = parser.parse_args()
     place = ROOT / "runs" / ("peers-quick" if given.quick else "peers")
     overrides = ["evaluate.splits=[held_out_style]"]
     overrides += ["evaluate.num_images=64"] if given.quick else []
     recipe = recipes.load(RECIPE, overrides)
-    clip = plugin.source(recipe.model, recipe.folder)
-    data = recipe.shards()
+    clip, data = plugin.source(recipe.model, recipe.folder), recipe.shards()
     task.prepare(clip, data, place / "task")
-    found = [{"peer": "teacher", "ours": False, "folder": place / "task" / "onnx"}]
-    for folder in sorted(given.ours.glob("export/*/bundle.json")):
-        found.append({"peer": f"ours: {folder.parent.name}", "ours": True, "folder": folder.parent})
     names = QUICK_PEERS if given.quick else environment.names()
     peers = [compressed(name, place) | {"ours": False} for name in names]
-    found += [peer for peer in peers if "folder" in peer]
-    accuracy = Accuracy(data, recipe.evaluate)
-    accuracy.of_torch(clip, "teacher", "teacher")
-    measured, disturbance = rows(found, QUICK if given.quick else Config(), accuracy, clip)
-    measured += training(clip, data, place, given.quick)
+    found = [{"peer": "teacher", "ours": False, "folder": place / "task" / "onnx"}]
+    found += [peer for peer in peers if "folder" in peer] + ours(given.ours)
+    judge = Judge(recipe, clip, data, place)
+    trained = training(clip, data, place, given.quick)
+    if given.prepare:
+        for about in found:
+            print(about["peer"], judge(bundles.read(about["folder"], about["peer"])), flush=True)
+        return
+    measured, disturbance = rows(found, QUICK if given.quick else Config(), judge)
+    measured += trained
     measured += [peer | {"artifact": peer["peer"]} for peer in peers if "unavailable" in peer]
+    _write(given.quick, place, measured, disturbance)
+    for row in measured:
+        print(f"{row['artifact']} {row.get('tower', '')}: {_told(row)}")
+
+
+def _write(quick: bool, place: Path, measured: Rows, disturbance: dict[str, Any]) -> None:
     result = {
-        "command": "python -m benchmarks.experiments.peers" + (" --quick" if given.quick else ""),
+        "command": shlex.join(["python", "-m", "benchmarks.experiments.peers", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.describe(),
-        "versions": machine.versions(),
+        "versions": machine.versions() | task.versions(),
         "disturbance": disturbance,
         "seeds": [task.SEED],
         "rows": measured,
         "claims": claims(measured),
     }
-    write_json(place / "peers.json" if given.quick else RESULTS, result)
-    for row in measured:
-        print(f"{row['artifact']} {row.get('tower', '')}: {_told(row)}")
+    write_json(place / "peers.json" if quick else RESULTS, result)
 
 
 def _told(row: dict[str, Any]) -> str:

@@ -6,10 +6,11 @@
 Image towers with random weights, exported to ONNX Runtime float32; all points of a curve are timed
 against each other, interleaved. `index_size` times a whole search, from a file's bytes to the ten
 nearest. The exponent is the slope of log time over log size (least squares), its interval that of
-resampled rounds of all points.
+resampled rounds of all points. Whole curves are kept in runs/scaling: remove them to measure again.
 """
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -130,7 +131,10 @@ def main() -> None:
     rows = []
     for curve, sizes in CURVES.items():
         chosen = [s for s in sizes if curve != "threads" or s <= cores]
-        rows += measured(curve, chosen[:2] if quick else chosen, QUICK if quick else CFG, place)
+        chosen, path = chosen[:2] if quick else chosen, place / f"{curve}.json"
+        if not path.exists():  # a stopped experiment goes on after the last whole curve
+            write_json(path, measured(curve, chosen, QUICK if quick else CFG, place))
+        rows += json.loads(path.read_text())
     result = {
         "command": "python -m benchmarks.experiments.scaling" + (" --quick" if quick else ""),
         "date": datetime.now(UTC).date().isoformat(),

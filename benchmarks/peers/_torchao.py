@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-TOWERS = ("image", "text")
-
 
 class Image(nn.Module):
     """pixels [B, 3, H, W] -> [B, E], unit length."""
@@ -33,19 +31,31 @@ class Text(nn.Module):
         return nn.functional.normalize(self.projection(pooled), dim=-1)
 
 
+KINDS = {"image": Image, "text": Text}
+
+
 def save(model: Any, out: Path) -> None:
-    """Write both towers of a quantized CLIPModel."""
-    for tower, kind in zip(TOWERS, (Image, Text)):
-        torch.save(kind(model).eval(), out / f"{tower}.pt")
+    """Write the weights of both towers of a quantized CLIPModel, and its config."""
+    model.config.save_pretrained(out)
+    for tower, kind in KINDS.items():
+        torch.save(kind(model).state_dict(), out / f"{tower}.pt")
 
 
 class Encoder:
     """Both towers, compiled by Inductor as torchao's pages advise; the first call compiles."""
 
     def __init__(self, folder: Path) -> None:
-        # These files were written by this machine a moment ago: pickles of nobody else's.
-        found = (torch.load(folder / f"{tower}.pt", weights_only=False) for tower in TOWERS)
-        self.image, self.text = (torch.compile(tower.eval()) for tower in found)
+        import torchao  # noqa: F401  its tensors are then known to torch.load
+        from transformers import CLIPConfig, CLIPModel
+
+        model = CLIPModel(CLIPConfig.from_pretrained(folder))
+        towers = []
+        for name, kind in KINDS.items():
+            tower = kind(model).eval()
+            state = torch.load(folder / f"{name}.pt", weights_only=True)
+            tower.load_state_dict(state, assign=True)
+            towers.append(torch.compile(tower))
+        self.image, self.text = towers
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ import shutil
 import sys
 import textwrap
 import time
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,12 +62,25 @@ def run(name: str, task: Path, out: Path) -> None:
     """Inside the peer's environment: compress, and write what it took."""
     peer = importlib.import_module(f"benchmarks.peers.{name}")
     out.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     peer.compress(task, out)
-    result = {"seconds": round(time.perf_counter() - started, 2), "lines": num_lines(peer.compress)}
+    result = {
+        "seconds": round(time.perf_counter() - started, 2),
+        "processor_seconds": round(time.process_time() - processor, 2),
+        "lines": num_lines(peer.compress),
+    }
     if hasattr(peer, "towers"):  # what we need for measuring, and no user
         peer.towers(task, out)
     atomic.write_json(out / RESULT, result)
+
+
+def versions() -> dict[str, str]:
+    """What the peers were compressed with, where that is more than a requirement's text."""
+    found = {}
+    for name in ("openvino", "nncf", "torchao", "onnxruntime", "transformers", "open_clip_torch"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def num_lines(function: Any) -> int:
