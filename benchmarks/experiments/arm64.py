@@ -10,6 +10,7 @@ network is missing, the reason is all there is.
 
 import argparse
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -206,7 +207,7 @@ def main() -> None:
     except Unavailable as reason:
         rows.append({"bundle": str(given.bundles.name), "unavailable": str(reason)})
     result = {
-        "command": "python -m benchmarks.experiments.arm64",
+        "command": shlex.join(["python", "-m", "benchmarks.experiments.arm64", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.describe() | {"emulated": CPU},
         "versions": machine.versions(),

@@ -12,8 +12,10 @@ measured is kept in runs/latency, repeat by repeat: remove it to measure again.
 import argparse
 import json
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -169,14 +171,12 @@ def main() -> None:
     cfg, repeats = (QUICK, 2) if given.quick else (Config(), REPEATS)
     rows = []
     for n in range(repeats):
-        own = kept(
-            place / f"repeat-{n}.json", lambda n=n: repeated(given.bundles, cfg, range(n, n + 1))
-        )
-        rows += own
+        again = range(n, n + 1)
+        rows += kept(place / f"repeat-{n}.json", lambda r=again: repeated(given.bundles, cfg, r))
     seconds = 1.0 if given.quick else 5.0
     rows += kept(place / "others.json", lambda: others(given.bundles, seconds))
     result: dict[str, Any] = {
-        "command": "python -m benchmarks.experiments.latency" + (" --quick" if given.quick else ""),
+        "command": shlex.join(["python", "-m", "benchmarks.experiments.latency", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.describe(),
         "versions": machine.versions(),
