@@ -29,5 +29,5 @@ def test_a_system_without_apt_is_a_reason(tmp_path, monkeypatch):
 
 
 def test_what_a_fetch_says_is_passed_on(tmp_path):
-    with pytest.raises(Unavailable, match="ls failed: .*missing"):
+    with pytest.raises(Unavailable, match=r"ls failed: .*missing"):
         arm64._command(["ls", str(tmp_path / "missing")], tmp_path)
