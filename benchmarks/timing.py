@@ -18,8 +18,8 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     hosts: tuple[str, ...] = ("local",)
-    """Where to time: local, android[:SERIAL], remote:[USER@]NAME, cuda, browser, ios: files of
-    benchmarks/hosts. Speed-ups compare within a host."""
+    """Where to time: local, android[:SERIAL], remote:[USER@]NAME, cuda[:INDEX][:graph], browser,
+    ios: files of benchmarks/hosts. Speed-ups compare within a host."""
     scopes: tuple[Scope, ...] = ("model",)
     """model: ready tensors in, an embedding out. preprocess: a PNG file's bytes or a sentence in.
     search: the same, and the ten nearest of `index_size` embeddings out. Each gives rows."""

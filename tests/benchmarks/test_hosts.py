@@ -193,3 +193,19 @@ def test_remote_worker_times_there_what_was_copied_there(bundle, tmp_path, monke
     copied = list(tmp_path.glob(f"{remote.CACHE}/*/image.onnx"))
     assert len(copied) == 1 and copied[0].read_bytes() == (bundle / "image.onnx").read_bytes()
     assert subprocess.run(["test", "-d", str(tmp_path / ".cache")]).returncode == 0
+
+
+def test_cuda_graphs_are_asked_for_by_name_and_refused_off_the_gpu():
+    assert cuda.parsed("") == (0, False) and cuda.parsed("1:graph") == (1, True)
+    with pytest.raises(PocketclipError, match="there is cuda, cuda:INDEX and cuda:graph"):
+        cuda.parsed("graphs")
+    with pytest.raises(Unavailable, match="torch models alone"):
+        cuda.captured(lambda x: x, torch.zeros(1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_captured_query_gives_what_the_query_gives():
+    weight, queries = torch.randn(8, 8, device="cuda"), torch.randn(3, 4, 8, device="cuda")
+    replay = cuda.captured(lambda x: x @ weight, queries[0])
+    for query in queries:
+        torch.testing.assert_close(replay(query), query @ weight)
