@@ -17,7 +17,7 @@ from compress.clip import Clip
 from export import Unavailable, _batches, _bundle
 from export import onnx as portable
 
-VERSION = 1
+VERSION = 2
 REQUIRES = "mnn"
 
 MIN_COSINE = {"fp32": 0.9999, "w8": 0.999, "w4": 0.7}
@@ -73,7 +73,9 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
     with _bundle.writing(clip, out, spec(cfg)) as folder:
         for tower in _bundle.TOWERS:
             graph = folder / f"{tower}.onnx"
-            portable.save(portable.graph(clip, tower, 1, portable.Config().opset), graph)
+            model = portable.graph(clip, tower, 1, portable.Config().opset)
+            spell_out_lengths_(model)
+            portable.save(model, graph)
             convert(graph, folder / f"{tower}.mnn", QUANTIZATION[cfg.precision])
             for part in folder.glob(f"{graph.name}*"):
                 part.unlink()
@@ -94,6 +96,32 @@ def spec(cfg: Config) -> _bundle.Spec:
     return _bundle.Spec(
         "mnn", cfg.precision, "mnn", 1, gate, load, USAGE, runtime, requirements="MNN"
     )
+
+
+def spell_out_lengths_(model: Any) -> None:
+    """Replace ReduceL2 by the root of a sum of squares, in place.
+
+    MNN overlooks the axes that ReduceL2 takes as an input and reduces all: the same for one
+    embedding, another thing for the rows that token reduction compares.
+    """
+    from onnx import helper
+
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "ReduceL2":
+            nodes.append(type(node).FromString(node.SerializeToString()))
+            continue
+        x, length = node.input[0], node.output[0]
+        square, total = f"{length}_square", f"{length}_sum"
+        summed = helper.make_node("ReduceSum", [square, *node.input[1:]], [total])
+        summed.attribute.extend(node.attribute)
+        nodes += [
+            helper.make_node("Mul", [x, x], [square]),
+            summed,
+            helper.make_node("Sqrt", [total], [length]),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def convert(graph: Path, path: Path, options: list[str]) -> None:

@@ -3,14 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_clip
 
-from compress.clip import Clip, TorchEncoder
+from compress.clip import Clip, TorchEncoder, build
 from compress.errors import GateFailed
+from compress.schedule import Reduction, Site
 from export import Unavailable, _parity
 from export import mnn as exporter
 from export import onnx as portable
@@ -46,6 +48,20 @@ def test_both_towers_equal_torch(bundle: Path, clip: Clip) -> None:
     torch.testing.assert_close(
         found.encode_text(tokens), wanted.encode_text(tokens), rtol=0, atol=2e-4
     )
+
+
+def test_rows_that_token_reduction_compares_keep_their_own_lengths(tmp_path: Path) -> None:
+    clip = tiny_clip(layers=3)
+    sites = (Site(layer=0, keep=8), Site(layer=1, keep=4))
+    schedule = Reduction(method="guarded", sites=sites, guard=2, proportional=True)
+    vision = clip.model.config.vision.model_copy(update={"reduction": schedule})
+    config = clip.model.config.model_copy(update={"vision": vision})
+    reduced = replace(clip, model=build(config, clip.model.state_dict(), "test"))
+    exporter.write(reduced, exporter.Config(), tmp_path / "out")  # the gate is 0.9999
+    pixels = _parity.probes(reduced)[0][:12]
+    found = exporter.load(tmp_path / "out", threads=1).encode_image(pixels)
+    wanted = TorchEncoder(reduced).encode_image(pixels)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(("precision", "least"), [("w8", 0.999), ("w4", 0.8)])
