@@ -31,7 +31,7 @@ from tokenizers import Tokenizer
 {usage}
 
 def read_pixels(path):
-    \"\"\"Picture file -> float32 [3, height, width].\"\"\"
+    \"\"\"Picture file -> {pixels_shape}.\"\"\"
     spec = bundle["preprocess"]
     image = ImageOps.exif_transpose(Image.open(path))
     if image.mode.startswith("I"):  # 16-bit: keep the high byte
@@ -41,21 +41,12 @@ def read_pixels(path):
         ground = Image.new("RGBA", image.size, (*spec["alpha"]["background"], 255))
         image = Image.alpha_composite(ground, image)
     image = image.convert("RGB")
-    height, width = spec["resize"]["size"]
-    resample = Image.Resampling[spec["resize"]["interpolation"].upper()]
-{resize}
-    pixels = np.asarray(image, np.float32) * spec["rescale"]
-    pixels = (pixels - np.float32(spec["mean"])) / np.float32(spec["std"])
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
+{pixels}
 
 
 def read_tokens(text):
-    \"\"\"Text -> int32 [context_length].\"\"\"
-    spec = bundle["tokenizer"]
-    text = " ".join(text.split())
-{tokenize}
-    ids = ids + [spec["pad_id"]] * (spec["context_length"] - len(ids))
-    return np.array(ids, dtype=np.int32)
+    \"\"\"Text -> {tokens_shape}.\"\"\"
+{tokens}
 
 
 bundle = json.load(open("bundle.json", encoding="utf-8"))
@@ -76,6 +67,24 @@ for label, probability in zip(labels, probabilities):
 SIMULATED = """
 The files did not run where they were written ({reason}): the cosines come from a simulation.
 """
+
+PIXELS = """\
+    height, width = spec["resize"]["size"]
+    resample = Image.Resampling[spec["resize"]["interpolation"].upper()]
+{resize}
+    pixels = np.asarray(image, np.float32) * spec["rescale"]
+    pixels = (pixels - np.float32(spec["mean"])) / np.float32(spec["std"])
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)"""
+PICTURE = """\
+    return np.asarray(image)"""
+TOKENS = """\
+    spec = bundle["tokenizer"]
+    text = " ".join(text.split())
+{tokenize}
+    ids = ids + [spec["pad_id"]] * (spec["context_length"] - len(ids))
+    return np.array(ids, dtype=np.int32)"""
+STRING = """\
+    return np.array([text], dtype=object)"""
 
 RESIZE = {
     "squash": """\
@@ -103,7 +112,7 @@ OWN_MARKS = """\
 
 def text(bundle: Mapping[str, Any], usage: str, requirements: str = "onnxruntime") -> str:
     """The page for one bundle; `usage` defines `open_tower`, `requirements` is what it imports."""
-    model, contract = bundle["model"], bundle["tokenizer"]
+    model = bundle["model"]
     return PAGE.format(
         name=model["name"],
         target=bundle["target"],
@@ -120,10 +129,25 @@ def text(bundle: Mapping[str, Any], usage: str, requirements: str = "onnxruntime
         else f" plus `logit_bias` ({model['logit_bias']:.2f})",
         requirements=f"numpy pillow tokenizers {requirements}",
         usage=usage,
-        resize=RESIZE[bundle["preprocess"]["resize"]["mode"]],
-        tokenize=(LOWERCASE if contract["lowercase"] else "")
-        + (OWN_MARKS if contract["start_id"] is None else MARKS),
+        **_reading(bundle),
     )
+
+
+def _reading(bundle: Mapping[str, Any]) -> dict[str, str]:
+    """Code that reads a picture and a text, as far as the files don't do it themselves."""
+    contract, inside = bundle["tokenizer"], {}
+    for tower in ("image", "text"):
+        inside[tower] = bundle[tower]["input"].get("in_graph", [])
+    resize = RESIZE[bundle["preprocess"]["resize"]["mode"]]
+    tokenize = LOWERCASE if contract["lowercase"] else ""
+    tokenize += OWN_MARKS if contract["start_id"] is None else MARKS
+    whole = "resize" in inside["image"], "tokenizer" in inside["text"]
+    return {
+        "pixels": PICTURE if whole[0] else PIXELS.format(resize=resize),
+        "pixels_shape": "uint8 [height, width, 3]" if whole[0] else "float32 [3, height, width]",
+        "tokens": STRING if whole[1] else TOKENS.format(tokenize=tokenize),
+        "tokens_shape": "one string [1]" if whole[1] else "int32 [context_length]",
+    }
 
 
 def _row(bundle: Mapping[str, Any], tower: str) -> str:

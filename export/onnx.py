@@ -72,10 +72,12 @@ class OrtEncoder:
         folder: Path,
         device: str,
         threads: int | None,
-        files: Mapping[str, str] = FILES,
+        files: Mapping[str, str | bytes] = FILES,
     ) -> None:
-        self.image = _session(folder / files["image"], device, threads)
-        self.text = _session(folder / files["text"], device, threads)
+        """files: the name of each tower's file, or what stands in it."""
+        sources = {t: f if isinstance(f, bytes) else folder / f for t, f in files.items()}
+        self.image = _session(sources["image"], device, threads)
+        self.text = _session(sources["text"], device, threads)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels [B, 3, H, W] float32 -> [B, E] float32, unit length."""
@@ -261,7 +263,7 @@ def _weight_bytes(model: Any) -> int:
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
-def _session(path: Path, device: str, threads: int | None) -> Any:
+def _session(source: Path | bytes, device: str, threads: int | None) -> Any:
     import onnxruntime
 
     providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -272,7 +274,8 @@ def _session(path: Path, device: str, threads: int | None) -> Any:
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    given = source if isinstance(source, bytes) else str(source)
+    return onnxruntime.InferenceSession(given, options, providers=[provider])
 
 
 def _run(session: Any, rows: np.ndarray) -> Tensor:

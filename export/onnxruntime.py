@@ -3,17 +3,19 @@
 import json
 import platform
 import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.clip import Clip
 from compress.scheme import Scheme
 from compress.twin import float_twin
-from export import _bundle, _calibration
+from export import _bundle, _calibration, _whole
 from export import onnx as portable
 
 VERSION = 1
@@ -45,9 +47,26 @@ class Config(BaseModel):
     reduce_range: bool = False
     """int8 with 7-bit weights, for x86 CPUs without VNNI, where 8-bit sums overflow; with a scheme,
     `quantize: {weight_bits: 7}` says it."""
+    takes_pictures: bool = False
+    """Whether the image file takes uint8 RGB pictures of any size [height, width, 3], resized,
+    cropped and normalised inside within 2 grey levels of the contract."""
+    takes_texts: bool = False
+    """Whether the text file takes strings; onnxruntime-extensions is needed wherever it runs."""
     min_cosine: float | None = Field(default=None, ge=-1, le=1)
     """Parity gate, worst cosine to the torch model; None: 0.9999 for fp32, 0.999 for fp16, 0.98 for
     int8, 0.9 for int8-static and int4."""
+
+    @model_validator(mode="after")
+    def _whole_files_are_plain(self) -> "Config":
+        if self.whole and (self.batch > 1 or self.format == "ort"):
+            raise ValueError("takes_pictures and takes_texts need batch 1 and format onnx")
+        return self
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """Towers whose file takes what people have, rather than what the contract makes of it."""
+        wanted = {"image": self.takes_pictures, "text": self.takes_texts}
+        return tuple(tower for tower in _bundle.TOWERS if wanted[tower])
 
     @property
     def calibrates(self) -> bool:
@@ -66,6 +85,8 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
     clip = clip if schemed else float_twin(clip)
     samples = _calibration.collect(clip, cfg.calibration) if cfg.calibrates else None
     about = spec(cfg, clip.model.config.scheme, samples)
+    if cfg.whole:
+        about = replace(about, **_whole_spec(clip, cfg))
     notes: dict[str, str] = {}
     if schemed:
         about.runtime["not_as_the_scheme_says"] = notes
@@ -77,9 +98,14 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
                 notes |= snapped
             else:
                 graph = narrowed(graph, cfg, samples.rows(tower) if samples else [])
+            if tower in cfg.whole:
+                _whole.attach_(graph, clip, tower)
             portable.save(graph, folder / f"{tower}.onnx")
             if cfg.format == "ort":
                 _flat(folder, tower)
+        if cfg.whole:
+            proved = _whole.prove(clip, folder, cfg.whole, about.min_cosine)
+            about.runtime["whole"] = proved
 
 
 def narrowed(graph: Any, cfg: Config, rows: list[np.ndarray]) -> Any:
@@ -111,7 +137,37 @@ def load(folder: Path, device: str = "cpu", threads: int | None = None) -> porta
         )
     flat = (folder / "image.ort").exists()
     files = {tower: f"{tower}.ort" for tower in _bundle.TOWERS} if flat else portable.FILES
-    return portable.OrtEncoder(folder, device, threads, files)
+    about = folder / "bundle.json"
+    bundle = json.loads(about.read_text(encoding="utf-8")) if about.exists() else {}
+    shapes = _whole.shapes(bundle) if bundle else {}
+    return _opened(folder, device, threads, files, shapes)
+
+
+def _opened(
+    folder: Path,
+    device: str = "cpu",
+    threads: int | None = None,
+    files: Mapping[str, str] = portable.FILES,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> portable.OrtEncoder:
+    """The towers; of files that take pictures or texts what stands behind that."""
+    found: dict[str, str | bytes] = dict(files)
+    for tower, shape in (shapes or {}).items():
+        found[tower] = _whole.detached(folder / files[tower], tower, shape)
+    return portable.OrtEncoder(folder, device, threads, found)
+
+
+def _whole_spec(clip: Clip, cfg: Config) -> dict[str, Any]:
+    """What the bundle's pages say otherwise of files that take pictures or texts."""
+    contract = clip.tokenizer.contract
+    sizes = {"image": [1, 3, *clip.preprocess.size], "text": [1, contract.context_length]}
+    return {
+        "load": partial(_opened, shapes={tower: sizes[tower] for tower in cfg.whole}),
+        "usage": _whole.USAGE,
+        "entries": _whole.entries(cfg.whole),
+        "requirements": "onnxruntime" + " onnxruntime-extensions" * cfg.takes_texts,
+        "diagnose": None,
+    }
 
 
 def spec(

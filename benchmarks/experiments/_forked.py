@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 LIMIT_SECONDS = 3600
 # Imported once by the process that parts are forked from: a core spends many seconds on them.
 PRELOADED = ["open_clip", "transformers", "onnxscript", "onnxruntime", "torch._dynamo"]
-PRELOADED += ["transformers.models.clip.modeling_clip", "benchmarks.experiments.targets"]
+PRELOADED += ["transformers.models.clip.modeling_clip", "export.onnx", "benchmarks.memory"]
 
 
 def call(function: Callable[..., None], arguments: Sequence[Any], log: Path) -> str | None:
