@@ -17,6 +17,7 @@ from compress.clip import Clip
 from compress.data.pairs import Pairs
 from compress.errors import PocketclipError
 from compress.model import TextTower
+from compress.nn.widen import unit
 
 IMAGE_CHUNK = 64  # images per forward pass: more spill the caches of a CPU core
 TEXT_CHUNK = 128
@@ -72,7 +73,7 @@ class Sampler:
 def embed_images(
     tower: nn.Module, pixels: Tensor, keep: Tensor | None = None, micro: int | None = None
 ) -> Tensor:
-    """Unit embeddings in float32, computed in chunks. pixels [B, 3, S, S] -> [B, E].
+    """Unit embeddings in float32 or wider, computed in chunks. pixels [B, 3, S, S] -> [B, E].
 
     micro: images per chunk whose activations are not kept but computed again (`_recomputed`).
     """
@@ -81,11 +82,11 @@ def embed_images(
         run(pixels[i : i + size], keep=None if keep is None else keep[i : i + size])
         for i in range(0, len(pixels), size)
     ]
-    return F.normalize(torch.cat(chunks).float(), dim=-1)
+    return unit(torch.cat(chunks))
 
 
 def embed_texts(tower: nn.Module, tokens: Tensor, micro: int | None = None) -> Tensor:
-    """Unit embeddings in float32. tokens [B, L] -> [B, E]; `micro` as in `embed_images`.
+    """Unit embeddings in float32 or wider. tokens [B, L] -> [B, E]; `micro` as in `embed_images`.
 
     A causal tower that pools at the end of the text cannot see what follows it: texts are sorted by
     length and cut, which is exact and several times cheaper than full padding.
@@ -93,11 +94,11 @@ def embed_texts(tower: nn.Module, tokens: Tensor, micro: int | None = None) -> T
     size, run = micro or TEXT_CHUNK, _recomputed(tower) if micro else tower
     if not isinstance(tower, TextTower) or not tower.config.sees_no_padding:
         parts = tokens.split(size) if micro else [tokens]
-        return F.normalize(torch.cat([run(part) for part in parts]).float(), dim=-1)
+        return unit(torch.cat([run(part) for part in parts]))
     lengths = tokens.argmax(dim=-1) + 1
     order = lengths.argsort()
     chunks = [run(tokens[rows][:, : int(lengths[rows[-1]])]) for rows in order.split(size)]
-    return F.normalize(torch.cat(chunks).float(), dim=-1)[order.argsort()]
+    return unit(torch.cat(chunks))[order.argsort()]
 
 
 def _recomputed(tower: nn.Module) -> Callable[..., Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from compress import parallel
-from compress.batches import Sampler, embed_images, embed_texts
+from compress.batches import Sampler, embed_images, embed_names, embed_texts
 from compress.data.augment import replay
 from compress.data.store import EmbeddingStore, open_store
 from compress.errors import PocketclipError
@@ -34,6 +34,15 @@ class Feed(Protocol):
 
     widths: tuple[int, ...]
     """Embedding widths of the teachers."""
+
+    @property
+    def names(self) -> list[str]:
+        """What the loss `bank` ranks."""
+        ...
+
+    def teacher_bank(self) -> tuple[Tensor, ...]:
+        """Each teacher's embeddings of `names` [C, E]."""
+        ...
 
     def at(self, step: int) -> Batch:
         """The batch of a step, a function of (seed, step) alone."""
@@ -65,6 +74,13 @@ class Batches:
             check_languages(sampler, cfg.languages)
         if cfg.needs_teacher and cfg.teacher == "stored":
             self.store = open_store(out / "store", work, cfg.augment, cfg.views)
+
+    @property
+    def names(self) -> list[str]:
+        return self.sampler.names
+
+    def teacher_bank(self) -> tuple[Tensor, ...]:
+        return (embed_names(self.work.teacher, self.names, list(self.work.data.templates)),)
 
     def at(self, step: int) -> Batch:
         work, cfg, student = self.work, self.cfg, self.work.clip

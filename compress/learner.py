@@ -38,8 +38,8 @@ class Batch:
     masked_keep: Tensor | None = None  # [b, M], for masked_feature
     synthetic: Tensor | None = None  # [b, L], a second caption of each image
     synthetic_teachers: tuple[TeacherFeatures, ...] = ()
-    bank: tuple[Tensor, Tensor] | None = None
-    """The student's and the teacher's embeddings of all names."""
+    bank: tuple[Tensor, tuple[Tensor, ...]] | None = None
+    """The student's and each teacher's embeddings of all names."""
 
 
 class Learner(nn.Module):
@@ -153,7 +153,8 @@ class Learner(nn.Module):
             with self.language.fused(text, u):
                 hidden = text_hidden(text, masked_tokens)
             logits = self.language(hidden, text.token.weight)
-            extra["masked_language"] = losses.masked_language(logits, batch.tokens, masked)
+            num = parallel.mean(masked.sum()) if parallel.size() > 1 else None
+            extra["masked_language"] = losses.masked_language(logits, batch.tokens, masked, num)
         return u, v, extra
 
     @torch.no_grad()
@@ -171,7 +172,7 @@ class Learner(nn.Module):
         decay = self.cfg.momentum_decay
         pairs = zip(self.momentum.parameters(), self.student.parameters(), strict=True)
         for average, parameter in pairs:
-            average.lerp_(parameter.detach(), 1 - decay)
+            average.lerp_(parallel.whole(parameter.detach()), 1 - decay)
 
     @property
     def step(self) -> int:

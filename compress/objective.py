@@ -104,7 +104,8 @@ class Objective(BaseModel):
     random_alignment: Weight = 0.0
     """CLIP-Refine: both embeddings of a pair drawn to one random reference (our formulation)."""
     bank: Weight = 0.0
-    """Image-to-text affinity over a bank of all training names (our addition)."""
+    """Image-to-text affinity over a bank of all training names (our addition); with a stream, of
+    the names in `data.classes`."""
 
     def used(self, *names: str) -> bool:
         """Whether any of these losses ever counts."""

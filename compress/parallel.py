@@ -2,7 +2,8 @@
 
 Every process computes the whole batch's loss from gathered features, so each gradient of a gathered
 row is that of the whole loss; averaged over processes (as DDP and FSDP do), the gradient of the
-weights is exactly that of one process with the whole batch.
+weights is that of one process with the whole batch. The sums are the same, in another order: in
+float64 they agree to 1e-9, in float32 to 1e-5 of the largest gradient.
 """
 
 import os
@@ -101,6 +102,11 @@ def gather(x: Tensor) -> Tensor:
         return x
     gathered: Tensor = _Gather.apply(x)
     return gathered
+
+
+def mean(number: Tensor) -> Tensor:
+    """The mean over processes of a scalar, without gradient."""
+    return gather(number.detach().float()[None]).mean()
 
 
 def wrap(model: nn.Module, strategy: str) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compress import parallel
 from compress.batches import Sampler
-from compress.data import augment, param_aug
+from compress.data import augment, name_bank, param_aug
 from compress.data.reinforced import Store, open_store
 from compress.errors import PocketclipError
 from compress.feed import masked_patches, own_patches, teacher_scales
@@ -36,6 +36,16 @@ class ReinforcedBatches:
         self.widths: tuple[int, ...] = tuple(teacher.embed_dim for teacher in teachers)
         self.scales = teacher_scales(cfg.teacher_scale, [t.logit_scale for t in teachers])
         self.biases = [teacher.logit_bias for teacher in teachers]
+
+    @property
+    def names(self) -> list[str]:
+        """Those of all training concepts."""
+        return self.sampler.names
+
+    def teacher_bank(self) -> tuple[Tensor, ...]:
+        """Each teacher's embeddings of `names` [C, E], from the store."""
+        banks = name_bank.read(self.store.folder, self.store.identity.digest, self.names)
+        return tuple(bank.to(self.work.device) for bank in banks)
 
     def at(self, step: int) -> Batch:
         """The batch of a step, a function of (seed, step) alone."""

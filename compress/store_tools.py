@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compress.data import datacompdr, reinforced
+from compress.data import datacompdr, name_bank, reinforced
 from compress.data.datacompdr import Record, split_teachers
 from compress.data.decode import DAMAGED, decode
 from compress.data.shards import IMAGE_SUFFIXES
@@ -140,7 +140,24 @@ def _own(folder: Path) -> Health:
             _check_shard(health, shard, identity)
         except PocketclipError as error:
             health.problems.append(str(error))
+    if (folder / name_bank.FILE).exists():
+        _check_names(health, folder, identity)
     return health
+
+
+def _check_names(health: Health, folder: Path, identity: reinforced.Identity) -> None:
+    path = folder / name_bank.FILE
+    try:
+        digest, names, banks = name_bank.contents(folder)
+    except PocketclipError as error:
+        health.problems.append(str(error))
+        return
+    if digest != identity.digest:
+        health.problems.append(f"{path}: belongs to another store")
+    wanted = [(len(names), teacher.embed_dim) for teacher in identity.teachers]
+    if [tuple(bank.shape) for bank in banks] != wanted:
+        health.problems.append(f"{path}: not one vector of each teacher for each name")
+    _check_vectors(health, str(path), banks, True)
 
 
 def _check_shard(health: Health, shard: reinforced.Shard, identity: reinforced.Identity) -> None:

@@ -6,7 +6,7 @@ Shapes: B pairs of the whole batch, b of this process, E embedding.
 import random
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from compress import parallel
-from compress.batches import embed_images, embed_texts
+from compress.batches import embed_images, embed_names, embed_texts
 from compress.data import datacompdr, param_aug
 from compress.data.decode import DAMAGED, decode
 from compress.data.param_aug import Crops
@@ -84,6 +84,10 @@ class Streamed:
     v_synthetic: Tensor | None = None
 
 
+Read = tuple[Streamed | None, list[str]]
+"""A sample and the messages of bad ones before it; None where only bad ones are in reach."""
+
+
 class StreamedBatches:
     """Reads ahead of training by one step, in threads."""
 
@@ -102,7 +106,8 @@ class StreamedBatches:
         self.quotas = shares(cfg.batch_size, [source.weight for source in given])
         self.bad = BadSamples(stream.bad_samples)
         self.pool = ThreadPoolExecutor(stream.threads)
-        self.ahead: dict[int, list[Future[Streamed]]] = {}
+        Image.init()  # Pillow's formats: threads that load them together may miss some
+        self.ahead: dict[int, list[Future[Read]]] = {}
         online = (work.teacher.model.config.embed_dim,)
         self.widths: tuple[int, ...] = stream.teacher_widths or online
         learnt = [scale_of(work)] * len(self.widths)
@@ -110,13 +115,27 @@ class StreamedBatches:
             raise PocketclipError("distill.teacher_scale: stored vectors do not tell it; set it")
         self.scales = teacher_scales(cfg.teacher_scale, learnt)
 
+    @property
+    def names(self) -> list[str]:
+        """Those of the recipe's classes: what else the shards hold is not known before the end."""
+        if self.work.data.classes_file is None:
+            raise PocketclipError(
+                "distill.bank: with a stream its names come from data.classes: name a class file "
+                "there, or set bank to 0"
+            )
+        return [name for _, name in self.work.data.classes]
+
+    def teacher_bank(self) -> tuple[Tensor, ...]:
+        """The recipe's model's embeddings of `names` [C, E]."""
+        return (embed_names(self.work.teacher, self.names, list(self.work.data.templates)),)
+
     def at(self, step: int) -> Batch:
         """The batch of a step, a function of (seed, step) alone."""
         work, cfg = self.work, self.cfg
         futures = self.ahead.pop(step, None) or self._submit(step)
         if step + 1 < cfg.steps:
             self.ahead = {step + 1: self._submit(step + 1)}
-        samples = [future.result() for future in futures]
+        samples = [self._sound(future) for future in futures]
         vision = work.clip.model.config.vision
         phase = phase_at(cfg.phases, step / cfg.steps, vision)
         generator = step_generator(work.seed, step)
@@ -132,7 +151,7 @@ class StreamedBatches:
         tokens = work.clip.tokenizer(captions).to(work.device)
         return Batch(pixels, keep, tokens, teachers, masked, second, others)
 
-    def _submit(self, step: int) -> list[Future[Streamed]]:
+    def _submit(self, step: int) -> list[Future[Read]]:
         places = [
             (source, step * quota + n)
             for source, quota in zip(self.sources, self.quotas, strict=True)
@@ -141,20 +160,33 @@ class StreamedBatches:
         own = places[parallel.own_rows(self.cfg.batch_size)]
         return [self.pool.submit(self._read, source, position) for source, position in own]
 
-    def _read(self, source: Source, position: int) -> Streamed:
+    def _sound(self, future: Future[Read]) -> Streamed:
+        """What a thread has read. Bad samples are counted here, in the order of the batches, so
+        that where training stops doesn't depend on which thread was the first.
+        """
+        sample, bad = future.result()
+        for message in bad:
+            self.bad.add(message)
+        assert sample is not None, bad
+        return sample
+
+    def _read(self, source: Source, position: int) -> Read:
         """The sample at a position, or the next sound one of its shard."""
+        bad: list[str] = []
         for ahead in range(self.stream.bad_samples + 1):
             place, members = source.read(position, ahead)
             try:
                 chance = random.Random(repr((source.seed, position)))
-                return self._sample(place.rpartition(": ")[2], members, chance)
+                return self._sample(place.rpartition(": ")[2], members, chance), bad
             except (BadSampleError, PocketclipError, *DAMAGED) as error:
-                self.bad.add(f"{place}: {error}")
-        raise PocketclipError(f"{place}: no sound sample follows")
+                bad.append(f"{place}: {error}")
+        return None, bad
 
     def _sample(self, key: str, members: dict[str, bytes], chance: random.Random) -> Streamed:
         if "paug.json" in members:
             return self._reinforced(key, members, chance)
+        if self.stream.teacher_widths:
+            raise BadSampleError(f"{key}: no stored vectors, for which teacher_widths asks")
         found = [Member(key, suffix, f"{key}.{suffix}", c) for suffix, c in members.items()]
         sample = make_sample(key, found)
         image = flatten(sample.image, self.work.clip.preprocess.background)
@@ -170,18 +202,18 @@ class StreamedBatches:
         image = flatten(decode(record.image), self.work.clip.preprocess.background)
         view = chance.randrange(len(record.param_aug))
         entry = record.param_aug[view]
-        name = chance.choice(sorted(record.synthetic)) if record.synthetic else None
-        which = chance.randrange(len(record.synthetic[name])) if name else 0
-        return Streamed(
-            self._view(image, entry),
-            record.caption,
-            entry,
-            image,
-            record.synthetic_texts[name][which] if name else None,
-            record.images[view],
-            record.texts[0],
-            record.synthetic[name][which] if name else None,
-        )
+        real = Streamed(
+            self._view(image, entry), record.caption, entry, image,
+            u=record.images[view], v=record.texts[0],
+        )  # fmt: skip
+        if not record.synthetic or self.cfg.synthetic == "none":
+            return real
+        name = chance.choice(sorted(record.synthetic))
+        which = chance.randrange(len(record.synthetic[name]))
+        words, vector = record.synthetic_texts[name][which], record.synthetic[name][which]
+        if self.cfg.synthetic == "sum":
+            return replace(real, synthetic=words, v_synthetic=vector)
+        return replace(real, caption=words, v=vector) if chance.random() < 0.5 else real
 
     def _view(self, image: Image.Image, entry: param_aug.Entry) -> Image.Image:
         return _replayed(image, entry, self.work.clip.preprocess)
@@ -196,16 +228,19 @@ class StreamedBatches:
         """Teachers of the captions, and of the synthetic ones where they count."""
         if not self.cfg.needs_teacher:
             return (), ()
-        if samples[0].u is None:
+        if not self.stream.teacher_widths:
             return (self._online(samples),), ()
         images = self._stacked([sample.u for sample in samples])
         real = self._features(images, self._stacked([sample.v for sample in samples]))
-        if self.cfg.synthetic == "none" or samples[0].v_synthetic is None:
+        if all(sample.v_synthetic is None for sample in samples):
             return real, ()
-        return real, self._features(images, self._stacked([s.v_synthetic for s in samples]))
+        second = [s.v if s.v_synthetic is None else s.v_synthetic for s in samples]
+        return real, self._features(images, self._stacked(second))
 
     def _stacked(self, rows: Sequence[Tensor | None]) -> Tensor:
-        return torch.stack([row for row in rows if row is not None]).to(self.work.device)
+        found = [row for row in rows if row is not None]
+        assert len(found) == len(rows)
+        return torch.stack(found).to(self.work.device)
 
     def _features(self, images: Tensor, texts: Tensor) -> tuple[TeacherFeatures, ...]:
         parts = [datacompdr.split_teachers(x, self.widths) for x in (images, texts)]
@@ -223,7 +258,8 @@ class StreamedBatches:
         with autocast(self.cfg, device):
             u = embed_images(teacher.model.image, pixels)
             v = embed_texts(teacher.model.text, tokens)
-        return TeacherFeatures(u, v, self.scales[0])
+        bias = teacher.model.logit_bias
+        return TeacherFeatures(u, v, self.scales[0], 0.0 if bias is None else float(bias.detach()))
 
 
 def _replayed(image: Image.Image, entry: param_aug.Entry, preprocess: Preprocess) -> Image.Image:

@@ -30,8 +30,8 @@ class Features:
     teachers: tuple[TeacherFeatures, ...] = ()
     momentum: tuple[Tensor, Tensor] | None = None
     masked_u: Tensor | None = None
-    bank: tuple[Tensor, Tensor] | None = None
-    """The student's and the first teacher's embeddings of all names."""
+    bank: tuple[Tensor, tuple[Tensor, ...]] | None = None
+    """The student's and each teacher's embeddings of all names."""
     extra: Terms = field(default_factory=dict)
     """Losses that are not of whole embeddings, not weighted yet."""
 
@@ -171,8 +171,12 @@ def _random_alignment(cfg: Objective, f: Features, parts: Parts, done: float) ->
 def _bank(cfg: Objective, f: Features, parts: Parts, done: float) -> Tensor:
     if f.bank is None:  # the synthetic captions: the bank is of names
         return f.u.new_zeros(())
-    t = f.teachers[0]
-    return losses.bank_affinity(f.u, f.bank[0], t.u, f.bank[1], f.scale, t.scale)
+    student, of_teachers = f.bank
+    values = [
+        losses.bank_affinity(f.u, student, t.u, bank, f.scale, t.scale)
+        for t, bank in zip(f.teachers, of_teachers, strict=True)
+    ]
+    return torch.stack(values).mean()
 
 
 def _softened(cfg: Objective, f: Features, parts: Parts, done: float) -> Tensor:

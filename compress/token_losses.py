@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress import parallel
 from compress.model import ImageTower, TextTower
+from compress.nn.widen import unit
 
 MASK_SHARE = 0.15
 """Share of a text's tokens that is hidden, BERT's."""
@@ -33,9 +35,9 @@ def unit_image_tokens(
 ) -> tuple[Tensor, Tensor]:
     """pixels [B, 3, S, S] -> unit embeddings [B, E] and unit patch embeddings [B, N, E]."""
     with _last_hidden(tower) as seen:
-        u = F.normalize(tower(pixels, keep=keep).float(), dim=-1)
+        u = unit(tower(pixels, keep=keep))
     patches = seen[0][:, int(tower.config.class_token) :]  # [B, N, D]
-    return u, F.normalize(tower.projection(tower.norm_post(patches)).float(), dim=-1)
+    return u, unit(tower.projection(tower.norm_post(patches)))
 
 
 def text_hidden(tower: TextTower, tokens: Tensor) -> Tensor:
@@ -50,8 +52,8 @@ def unit_text_tokens(tower: TextTower, tokens: Tensor) -> tuple[Tensor, Tensor, 
     are not padding [B, L]: those up to the end of the text.
     """
     with _last_hidden(tower) as seen:
-        v = F.normalize(tower(tokens).float(), dim=-1)
-    words = F.normalize(tower.projection(tower.norm_final(seen[0])).float(), dim=-1)
+        v = unit(tower(tokens))
+    words = unit(tower.projection(tower.norm_final(seen[0])))
     places = torch.arange(tokens.shape[1], device=tokens.device)
     return v, words, places <= tokens.argmax(dim=-1, keepdim=True)
 
@@ -75,8 +77,10 @@ class MaskedLanguage(nn.Module):
         """
         places = torch.arange(tokens.shape[1], device=tokens.device)
         inside = real & (places > 0) & (places < tokens.argmax(dim=-1, keepdim=True))
-        draw = torch.rand(tokens.shape).to(tokens.device).masked_fill(~inside, 2.0)
-        hidden = (draw < MASK_SHARE) | (draw == draw.min())
+        whole = torch.rand(len(tokens) * parallel.size(), tokens.shape[1])  # of all processes
+        own = whole[parallel.own_rows(len(whole))].to(tokens.device)
+        draw = own.masked_fill(~inside, 2.0)
+        hidden = (draw < MASK_SHARE) | (draw == parallel.gather(draw).min())
         return tokens.masked_fill(hidden, 0), hidden
 
     @contextmanager

@@ -13,8 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from compress import store_tools
+from compress.batches import Sampler
 from compress.cli import app
-from compress.data import datacompdr
+from compress.data import datacompdr, name_bank
 from compress.data.datacompdr import Record
 from compress.errors import PocketclipError
 from compress.stages import reinforce
@@ -94,6 +95,20 @@ def test_doctor_of_our_store_tells_its_digest(work: Work, tmp_path: Path) -> Non
     (tmp_path / "store/00001.json").unlink()
     [problem] = store_tools.doctor([tmp_path / "store"]).problems
     assert "shard 1 is missing" in problem
+
+
+def test_doctor_looks_at_the_names_too(work: Work, tmp_path: Path) -> None:
+    reinforce.run(work, reinforce.Config(views=1), tmp_path)
+    store = tmp_path / "store"
+    digest, names, [bank] = name_bank.contents(store)
+    assert names == Sampler(work.data.pairs).names and bank.shape == (8, 16)
+    bank[3] *= 2
+    name_bank.write(store, digest, names, [bank])
+    [problem] = store_tools.doctor([store]).problems
+    assert "names.safetensors: teacher 0: length 2.000 in place of 1" in problem
+    name_bank.write(store, "another", names[1:], [bank / bank.norm(dim=-1, keepdim=True)])
+    first, second = store_tools.doctor([store]).problems
+    assert "another store" in first and "not one vector of each teacher" in second
 
 
 def test_the_verbs_print_and_fail(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from compress.data.captioner import draw, open_captioner, words
 from compress.data.pairs import Pairs
 from compress.errors import PocketclipError
+from compress.preprocess import flatten
 
 BATCH = 32
 
@@ -42,9 +44,9 @@ class Captions(BaseModel):
 
 
 def captions_of(
-    cfg: Captions, pairs: Pairs, indices: Sequence[int]
+    cfg: Captions, pairs: Pairs, indices: Sequence[int], seed: int = 0, device: str = "cpu"
 ) -> list[tuple[list[str], list[str]]]:
-    """(original captions, synthetic captions) of each pair."""
+    """(original captions, synthetic captions) of each pair; `seed` is for what is drawn."""
     own = [pairs.captions[index] for index in indices]
     if cfg.source == "none":
         return [(captions, []) for captions in own]
@@ -61,7 +63,10 @@ def captions_of(
                 f"{cfg.file}: no captions for {missing[0]} and {len(missing) - 1} more samples"
             )
         return [(captions, found[key][: cfg.num]) for captions, key in zip(own, keys)]
-    return list(zip(own, _generate(cfg, pairs, indices)))
+    devices = [device] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        return list(zip(own, _generate(cfg, pairs, indices, device)))
 
 
 @lru_cache(maxsize=2)
@@ -83,41 +88,15 @@ def _read(path: Path, changed: int) -> dict[str, list[str]]:
     return found
 
 
-@torch.no_grad()
-def _generate(cfg: Captions, pairs: Pairs, indices: Sequence[int]) -> list[list[str]]:
-    """DataCompDR's way: nucleus sampling, cut at the first full stop."""
-    import open_clip
-
-    model, transform = _captioner(cfg.model)
+def _generate(cfg: Captions, pairs: Pairs, indices: Sequence[int], device: str) -> list[list[str]]:
+    """DataCompDR's way: nucleus sampling, cut at the first full stop; empty ones are left out."""
+    model, transform = open_captioner(cfg.model, device)
     found: list[list[str]] = []
     for start in range(0, len(indices), BATCH):
-        chosen = indices[start : start + BATCH]
-        pixels = torch.stack([transform(pairs.image(i).convert("RGB")) for i in chosen])
-        rounds = []
-        for _ in range(cfg.num):
-            tokens = model.generate(
-                pixels, generation_type="top_p", top_p=cfg.top_p, fixed_output_length=True
-            )
-            rounds.append([_cleaned(open_clip.decode(row)) for row in tokens])
-        found += [list(dict.fromkeys(captions)) for captions in zip(*rounds)]
+        pictures = [
+            flatten(pairs.image(i), (255, 255, 255)) for i in indices[start : start + BATCH]
+        ]
+        pixels = torch.stack([transform(picture) for picture in pictures]).to(device)
+        for tokens in draw(model, pixels, cfg.num, cfg.top_p).cpu():
+            found.append(list(dict.fromkeys(filter(None, map(words, tokens)))))
     return found
-
-
-@lru_cache(maxsize=1)
-def _captioner(name: str) -> tuple[Any, Any]:
-    import open_clip
-
-    architecture, _, pretrained = name.partition("/")
-    model, _, transform = open_clip.create_model_and_transforms(
-        architecture, pretrained=pretrained or None
-    )
-    if not hasattr(model, "generate"):
-        raise PocketclipError(f"reinforce.captions.model: {architecture} cannot write captions")
-    return model.eval(), transform
-
-
-def _cleaned(text: str) -> str:
-    """Without marks, up to the first full stop."""
-    for mark in ("<start_of_text>", "<end_of_text>"):
-        text = text.replace(mark, " ")
-    return " ".join(text.split(".")[0].split())

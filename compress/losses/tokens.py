@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compress.nn.widen import widened
+
 
 def matching_scores(image_tokens: Tensor, text_tokens: Tensor, real: Tensor) -> Tensor:
     """Relaxed bipartite matching: each token to its best counterpart, both directions averaged.
@@ -35,6 +37,13 @@ def matching_loss(
     return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
 
 
-def masked_language(logits: Tensor, tokens: Tensor, masked: Tensor) -> Tensor:
-    """Cross entropy of the masked tokens. logits [B, L, V], tokens and masked (bool) [B, L]."""
-    return F.cross_entropy(logits[masked].float(), tokens[masked].long())
+def masked_language(
+    logits: Tensor, tokens: Tensor, masked: Tensor, num: Tensor | None = None
+) -> Tensor:
+    """Cross entropy of the masked tokens, their mean. logits [B, L, V], tokens and masked (bool)
+    [B, L] -> scalar. num: what the sum is divided by in place of the masked tokens' number.
+    """
+    guesses, right = widened(logits[masked]), tokens[masked].long()
+    if num is None:
+        return F.cross_entropy(guesses, right)
+    return F.cross_entropy(guesses, right, reduction="sum") / num

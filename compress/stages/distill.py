@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from compress import parallel
-from compress.batches import NameBank, Sampler, embed_names
+from compress.batches import NameBank
 from compress.clip import Clip, build
 from compress.data.augment import Augment
 from compress.feed import Feed, open_feed
@@ -91,12 +91,13 @@ class Config(Training, Objective):
         if self.inherit and self.inherit.prune_step >= self.steps:
             given = f"inherit.prune_step ({self.inherit.prune_step})"
             raise ValueError(f"{given} must come before the last of {self.steps} steps")
-        if self.used("bank") and (self.teacher == "reinforced" or self.stream):
-            raise ValueError("bank needs the teacher itself, and pairs in memory")
+        if self.used("bank") and self.stream and self.stream.teacher_widths:
+            raise ValueError(
+                "bank needs the teachers' embeddings of names, which shards in DataCompDR's layout "
+                "don't hold: set bank to 0, or reinforce these pairs into a store of your own"
+            )
         if self.stream and self.languages:
             raise ValueError("languages need pairs in memory, with labels")
-        if self.strategy == "fsdp2" and self.precision == "fp16":
-            raise ValueError("fsdp2 needs precision: bf16 or fp32")
         if self.inherit and self.strategy == "fsdp2":
             raise ValueError("inherit cannot prune weights that fsdp2 has sharded: use ddp")
         return self
@@ -124,7 +125,7 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
 
 def train(learner: Learner, feed: Feed, work: Work, cfg: Config, out: Path) -> None:
     """Train what `learner` holds on the batches of `feed`."""
-    banks = Banks(learner, work, cfg)
+    banks = Banks(learner, feed, work, cfg)
     wrapped, shape = parallel.wrap(learner, cfg.strategy), learner.student
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -143,22 +144,21 @@ def train(learner: Learner, feed: Feed, work: Work, cfg: Config, out: Path) -> N
 
 
 class Banks:
-    """The student's and the teacher's embeddings of all names, where `bank` counts."""
+    """The student's and the teachers' embeddings of all names, where `bank` counts."""
 
-    def __init__(self, learner: Learner, work: Work, cfg: Config) -> None:
+    def __init__(self, learner: Learner, feed: Feed, work: Work, cfg: Config) -> None:
         self.learner, self.used = learner, cfg.used("bank")
-        names = Sampler(work.data.pairs).names if self.used else []
-        templates = list(work.data.templates)
-        self.own = NameBank(learner.current, names, templates, cfg.bank_every)
+        names = feed.names if self.used else []
+        self.own = NameBank(learner.current, names, list(work.data.templates), cfg.bank_every)
         if self.used:
-            self.teacher = embed_names(work.teacher, names, templates)
+            self.teachers = feed.teacher_bank()
 
-    def at(self, step: int) -> tuple[Tensor, Tensor] | None:
-        """Both banks [C, E] for this step."""
+    def at(self, step: int) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+        """The banks for this step: the student's and each teacher's [C, E]."""
         if not self.used:
             return None
         self.own.clip = self.learner.current
-        return self.own.at(step), self.teacher
+        return self.own.at(step), self.teachers
 
 
 def _attentive(learner: Learner, batch: Batch) -> Batch:

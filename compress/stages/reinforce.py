@@ -20,9 +20,9 @@ from rich.progress import track
 from torch import Tensor
 
 from compress import plugin
-from compress.batches import embed_images, embed_texts
+from compress.batches import Sampler, embed_images, embed_names, embed_texts
 from compress.clip import Clip
-from compress.data import reinforced
+from compress.data import name_bank, reinforced
 from compress.data.augment import Augment, replay
 from compress.data.captions import Captions, captions_of
 from compress.data.param_aug import Crops
@@ -32,7 +32,7 @@ from compress.data.store import fingerprint
 from compress.preprocess import Preprocess, flatten
 from compress.work import Work
 
-VERSION = 1
+VERSION = 2
 FOLDER = "store"
 CHUNK = 256
 """Images or texts per forward pass."""
@@ -81,6 +81,7 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
         bar = {"console": Console(stderr=True), "transient": True}
         for number in track(missing, "teachers embed shards", **bar):  # type: ignore[arg-type]
             worker.make(number)
+    worker.make_names()
     store = reinforced.open_store(worker.folder)
     if cfg.datacompdr:
         from compress.data.convert import to_datacompdr
@@ -133,18 +134,20 @@ class Worker:
         pairs, cfg = self.work.data.pairs, self.cfg
         first = number * cfg.shard_size
         indices = torch.arange(first, min(first + cfg.shard_size, len(pairs)))
-        synthetic = captions_of(cfg.captions, pairs, indices.tolist())
+        start = (self.work.seed + 1) * 1_000_003 + number
+        chosen, device = indices.tolist(), self.work.device
+        synthetic = captions_of(cfg.captions, pairs, chosen, start, device)
         samples = [
             Sample(key=pairs.keys[i], captions=own, synthetic=more)
-            for i, (own, more) in zip(indices.tolist(), synthetic, strict=True)
+            for i, (own, more) in zip(chosen, synthetic, strict=True)
         ]
         tensors: dict[str, Tensor] = {}
         if cfg.crops is None:
-            generator = torch.Generator().manual_seed((self.work.seed + 1) * 1_000_003 + number)
+            generator = torch.Generator().manual_seed(start)
             drawn = cfg.augment.draw(len(indices) * cfg.views, generator)
             tensors["parameters"] = drawn.view(len(indices), cfg.views, -1)
         else:
-            chance = random.Random((self.work.seed + 1) * 1_000_003 + number)
+            chance = random.Random(start)
             side = self.work.data.image_size
             crops = [
                 [cfg.crops.draw(side, side, chance) for _ in range(cfg.views)] for _ in indices
@@ -154,6 +157,17 @@ class Worker:
             tensors[f"images.{k}"] = self._images(clip, indices, tensors, samples)
             tensors[f"texts.{k}"] = self._texts(clip, samples)
         reinforced.write_shard(self.folder, number, self.identity.digest, samples, tensors)
+
+    @torch.no_grad()
+    def make_names(self) -> None:
+        """Embed the names of all concepts; without concepts there are none."""
+        data = self.work.data
+        if data.pairs.concepts is None or (self.folder / name_bank.FILE).exists():
+            return
+        names, templates = Sampler(data.pairs).names, list(data.templates)
+        with self._autocast():
+            banks = [embed_names(clip, names, templates).float().cpu() for clip in self.teachers]
+        name_bank.write(self.folder, self.identity.digest, names, banks)
 
     def _images(
         self, clip: Clip, indices: Tensor, tensors: dict[str, Tensor], samples: list[Sample]

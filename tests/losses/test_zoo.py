@@ -1,6 +1,7 @@
 """Each loss against a slow loop over plain floats, and its gradient against finite differences."""
 
 import math
+from operator import mul
 
 import pytest
 import torch
@@ -180,6 +181,92 @@ def test_closed_form_gradients_are_autograds(sets: dict[str, Tensor]) -> None:
         torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
 
 
+def mean_square(a: list[list[float]], b: list[list[float]]) -> float:
+    rows = [(x - y) ** 2 for first, second in zip(a, b, strict=True) for x, y in zip(first, second)]
+    return sum(rows) / len(rows)
+
+
+def slow_gradients(u: list[list[float]], v: list[list[float]], scale: float) -> list[list[float]]:
+    """The derivative of InfoNCE by u, entry by entry: central differences."""
+    found, step = [[0.0] * len(row) for row in u], 1e-5
+    for i, row in enumerate(u):
+        for k in range(len(row)):
+            values = []
+            for sign in (1, -1):
+                moved = [list(r) for r in u]
+                moved[i][k] += sign * step
+                logits = [[scale * sum(map(mul, x, y)) for y in v] for x in moved]
+                own = [[float(a == b) for b in range(NUM)] for a in range(NUM)]
+                both = cross_entropy(own, logits) + cross_entropy(own, transposed(logits))
+                values.append(both / 2)
+            found[i][k] = (values[0] - values[1]) / (2 * step)
+    return found
+
+
+def test_gradient_distance_equals_a_slow_loop(sets: dict[str, Tensor]) -> None:
+    u, v, tu, tv = (sets[name].tolist() for name in ("u", "v", "tu", "tv"))
+    slow = mean_square(slow_gradients(u, v, 4.0), slow_gradients(tu, tv, 7.0))
+    slow += mean_square(slow_gradients(v, u, 4.0), slow_gradients(tv, tu, 7.0))
+    value = losses.gradient_distance(sets["u"], sets["v"], sets["tu"], sets["tv"], 4.0, 7.0)
+    assert float(value) == pytest.approx(slow, rel=1e-6)
+
+
+def test_augmented_feature_equals_a_slow_loop(sets: dict[str, Tensor]) -> None:
+    fusers, slow = [torch.randn(5, 9).double() for _ in "ab"], []
+    for x, t, fuse in zip((sets["u"], sets["v"]), (sets["wu"], sets["wv"]), fusers, strict=True):
+        rows = []
+        for a, b in zip(x.tolist(), t.tolist(), strict=True):
+            mixed = [sum(map(mul, weights, [*a, *b])) for weights in fuse.tolist()]
+            length = math.sqrt(sum(value**2 for value in mixed))
+            rows.append([value / length for value in mixed])
+        slow.append(rows)
+    logits = [[3.0 * sum(map(mul, a, b)) for b in slow[1]] for a in slow[0]]
+    own = [[float(i == j) for j in range(NUM)] for i in range(NUM)]
+    expected = (cross_entropy(own, logits) + cross_entropy(own, transposed(logits))) / 2
+    value = losses.augmented_feature(
+        sets["u"], sets["v"], sets["wu"], sets["wv"], fusers[0], fusers[1], 3.0
+    )
+    assert float(value) == pytest.approx(expected)
+
+
+def test_distances_equal_slow_loops(sets: dict[str, Tensor]) -> None:
+    u, v, tu = (sets[name].tolist() for name in ("u", "v", "tu"))
+    value = losses.feature_distance(sets["u"], sets["tu"])
+    assert float(value) == pytest.approx(mean_square(u, tu))
+    far = 3 * sets["u"]  # so that both branches of smooth L1 are met
+    gaps = [abs(x - y) for a, b in zip(far.tolist(), tu) for x, y in zip(a, b, strict=True)]
+    assert min(gaps) < 1 < max(gaps)
+    slow = sum(gap**2 / 2 if gap < 1 else gap - 0.5 for gap in gaps) / len(gaps)
+    assert float(losses.smooth_feature_distance(far, sets["tu"])) == pytest.approx(slow)
+    pairs = [(a, r) for x in (u, v) for a, r in zip(x, tu, strict=True)]
+    slow = sum((x - y) ** 2 for a, r in pairs for x, y in zip(a, r)) / (2 * NUM)
+    value = losses.random_alignment(sets["u"], sets["v"], sets["tu"])
+    assert float(value) == pytest.approx(slow)
+
+
+def test_relational_divergence_equals_a_slow_loop(sets: dict[str, Tensor]) -> None:
+    logits, slow = matrix(sets["u"], sets["v"], 5.0), 0.0
+    for tu, tv, scale in ((sets["tu"], sets["tv"], 7.0), (sets["wu"], sets["wv"], 3.0)):
+        affinity = matrix(tu, tv, scale)
+        for target, student in ((affinity, logits), (transposed(affinity), transposed(logits))):
+            for t, s in zip(map(softmax, target), map(softmax, student), strict=True):
+                slow += sum(p * math.log(p / q) for p, q in zip(t, s)) / (4 * NUM)
+    teachers = [
+        TeacherFeatures(sets["tu"], sets["tv"], 7.0),
+        TeacherFeatures(sets["wu"], sets["wv"], 3.0),
+    ]
+    value = losses.relational_divergence(sets["u"], sets["v"], teachers, 5.0)
+    assert float(value) == pytest.approx(slow)
+
+
+def test_matching_loss_is_info_nce_of_the_scores() -> None:
+    image, text, real = unit(3, 5, 4), unit(3, 6, 4), torch.ones(3, 6, dtype=torch.bool)
+    scores = [[4.0 * x for x in row] for row in losses.matching_scores(image, text, real).tolist()]
+    own = [[float(i == j) for j in range(3)] for i in range(3)]
+    slow = (cross_entropy(own, scores) + cross_entropy(own, transposed(scores))) / 2
+    assert float(losses.matching_loss(image, text, real, 4.0)) == pytest.approx(slow)
+
+
 def test_matching_equals_a_slow_loop() -> None:
     image, text = unit(3, 5, 4), unit(3, 6, 4)
     lengths = [6, 2, 4]
@@ -199,6 +286,8 @@ def test_masked_language_looks_at_masked_tokens_only() -> None:
     masked = torch.tensor([[False, True, False], [True, False, False]])
     slow = -(logits[0, 1].log_softmax(0)[2] + logits[1, 0].log_softmax(0)[4]) / 2
     torch.testing.assert_close(losses.masked_language(logits, tokens, masked), slow)
+    of_others_too = losses.masked_language(logits, tokens, masked, torch.tensor(5.0))
+    torch.testing.assert_close(of_others_too, slow * 2 / 5)
 
 
 GRADIENTS = {

@@ -14,8 +14,8 @@ import compress.clip
 import compress.model
 import compress.preprocess
 from compress import losses
-from compress.batches import Sampler
-from compress.data import augment, datacompdr, param_aug, reinforced
+from compress.batches import Sampler, embed_names, embed_texts
+from compress.data import augment, datacompdr, name_bank, param_aug, reinforced
 from compress.data.captions import Captions
 from compress.data.param_aug import Crops
 from compress.errors import PocketclipError
@@ -95,6 +95,26 @@ def test_the_training_loss_is_mobileclips(
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("synthetic", ["mix", "none"])
+def test_captions_come_with_their_own_vectors(
+    ensemble: tuple[Work, tuple[str, ...]], tmp_path: Path, synthetic: str
+) -> None:
+    work, names = ensemble
+    run(work, Config(teachers=names, captions=OWN, **SMALL), tmp_path / "out")
+    cfg = distill.Config(teacher="reinforced", synthetic=synthetic, **SHORT)
+    work = replace(work, store=tmp_path / "out" / FOLDER)
+    feed = ReinforcedBatches(work, cfg, Sampler(work.data.pairs))
+    teacher, kinds = compress.clip.load(Path(names[0])), set()
+    for step in range(2):
+        batch = feed.at(step)
+        assert batch.synthetic is None and batch.synthetic_teachers == ()
+        v = embed_texts(teacher.model.text, batch.tokens)  # all have the same tokenizer
+        torch.testing.assert_close(batch.teachers[0].v, v, rtol=0, atol=4e-3)
+        first = [list(row) for row in work.clip.tokenizer([c[0] for c in work.data.pairs.captions])]
+        kinds |= {list(row) in first for row in batch.tokens}
+    assert kinds == ({True, False} if synthetic == "mix" else {True})
+
+
 def test_a_student_learns_from_the_store_alone(
     ensemble: tuple[Work, tuple[str, ...]],
     tmp_path: Path,
@@ -106,6 +126,52 @@ def test_a_student_learns_from_the_store_alone(
     cfg = distill.Config(teacher="reinforced", steps=30, **SHORT)
     distill.run(work, cfg, tmp_path / "student")
     assert loss_at(tmp_path / "student", 29) < loss_at(tmp_path / "student", 0) - 0.005
+
+
+def test_the_bank_of_names_is_each_teachers_own(
+    ensemble: tuple[Work, tuple[str, ...]], tmp_path: Path
+) -> None:
+    work, names = ensemble
+    run(work, Config(teachers=names, **SMALL), tmp_path / "out")
+    cfg = distill.Config(
+        teacher="reinforced", affinity=0.0, bank=1.0, teacher_scale=(70.0, 60.0), **SHORT
+    )
+    work = replace(work, store=tmp_path / "out" / FOLDER)
+    feed = ReinforcedBatches(work, cfg, Sampler(work.data.pairs))
+    learner = distill.Learner(work.clip, cfg, feed.widths, work.teacher.model.config)
+    banks = distill.Banks(learner, feed, work, cfg).at(0)
+    assert banks is not None
+    own, teachers = banks
+    for name, bank in zip(names, teachers, strict=True):
+        expected = embed_names(compress.clip.load(Path(name)), feed.names, ["{}", "a {}"])
+        torch.testing.assert_close(bank, expected, rtol=0, atol=1e-5)
+    batch = replace(feed.at(0), bank=banks)
+    loss, _ = learner(batch, 0, torch.autocast("cpu", enabled=False))
+    u = F.normalize(work.clip.model.encode_image(batch.pixels), dim=-1)
+    each = [
+        losses.bank_affinity(u, own, teacher.u, bank, 50.0, scale)
+        for teacher, bank, scale in zip(batch.teachers, teachers, (70.0, 60.0), strict=True)
+    ]
+    torch.testing.assert_close(loss, (each[0] + each[1]) / 2, rtol=1e-5, atol=1e-5)
+
+
+def test_a_bank_that_is_missing_or_anothers_is_named(work: Work, tmp_path: Path) -> None:
+    run(work, Config(**SMALL), tmp_path / "out")
+    folder = tmp_path / "out" / FOLDER
+    cfg = distill.Config(teacher="reinforced", bank=1.0, steps=1, **SHORT)
+    stored = replace(work, store=folder)
+    content = (folder / name_bank.FILE).read_bytes()
+    (folder / name_bank.FILE).write_bytes(content.replace(b"red bar", b"red pot"))
+    with pytest.raises(PocketclipError, match="belongs to another store"):
+        distill.run(stored, cfg, tmp_path / "a")
+    (folder / name_bank.FILE).write_bytes(content[:9])
+    with pytest.raises(PocketclipError, match=r"names\.safetensors: damaged"):
+        distill.run(stored, cfg, tmp_path / "b")
+    (folder / name_bank.FILE).unlink()
+    with pytest.raises(PocketclipError, match="run the reinforce stage again"):
+        distill.run(stored, cfg, tmp_path / "c")
+    run(work, Config(**SMALL), tmp_path / "out")
+    assert (folder / name_bank.FILE).read_bytes() == content
 
 
 def test_a_stopped_run_goes_on_at_the_missing_shard(
@@ -164,9 +230,28 @@ def test_captions_from_a_file(work: Work, tmp_path: Path) -> None:
     store = reinforced.open_store(tmp_path / "out" / FOLDER)
     assert store.sample(keys[3]).synthetic == ["rewritten 3"]
     assert store.sample(keys[3]).captions == work.data.pairs.captions[3]
+    (tmp_path / "rewrites.json").write_text(json.dumps({**rewrites, keys[3]: ["changed"]}))
+    with pytest.raises(PocketclipError, match="made with another captions"):
+        run(work, cfg, tmp_path / "out")
+    (tmp_path / "rewrites.json").write_text(json.dumps({keys[0]: ["alone"]}))
+    with pytest.raises(PocketclipError, match=f"no captions for {keys[1]} and 1 more samples"):
+        run(work, cfg, tmp_path / "other")
     (tmp_path / "rewrites.json").write_text("[]")
     with pytest.raises(PocketclipError, match="not a caption file"):
         run(work, cfg, tmp_path / "other")
+
+
+def test_prompts_are_captions_too_where_both_stages_say_so(work: Work, tmp_path: Path) -> None:
+    run(work, Config(template_captions=True, **SMALL), tmp_path / "out")
+    store = reinforced.open_store(tmp_path / "out" / FOLDER)
+    data = replace(work.data, templates=("{}", "a {}"))
+    name = work.data.pairs.names[2]
+    assert {name, f"a {name}"} <= set(store.sample(data.pairs.keys[2]).captions)
+    stored = replace(work, store=tmp_path / "out" / FOLDER)
+    settings = {"teacher": "reinforced", "steps": 1, **SHORT}
+    distill.run(stored, distill.Config(template_captions=True, **settings), tmp_path / "a")
+    with pytest.raises(PocketclipError, match="made with another data"):
+        distill.run(stored, distill.Config(**settings), tmp_path / "b")
 
 
 def test_crops_are_stored_replayed_and_written_as_apple_does(work: Work, tmp_path: Path) -> None:
@@ -204,6 +289,6 @@ def test_two_ray_workers_make_the_store_of_one_process(work: Work, tmp_path: Pat
         ray.shutdown()
     one, two = (tmp_path / name / FOLDER for name in ("one", "two"))
     names = sorted(path.name for path in one.iterdir())
-    assert [path.name for path in sorted(two.iterdir())] == names and len(names) == 7
+    assert [path.name for path in sorted(two.iterdir())] == names and len(names) == 8
     for name in names:
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
