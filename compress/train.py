@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Generator, Tensor, nn
 
@@ -68,6 +68,12 @@ class Training(BaseModel):
     """Steps between checkpoints: what a crash can lose."""
     log_every: int = Field(default=10, ge=1)
     """Steps between lines of log.jsonl."""
+
+    @model_validator(mode="after")
+    def _precision_fits_strategy(self) -> "Training":
+        if self.strategy == "fsdp2" and self.precision == "fp16":
+            raise ValueError("fsdp2 needs precision: bf16 or fp32")
+        return self
 
 
 SettingsT = TypeVar("SettingsT", bound=Training)
