@@ -1,5 +1,10 @@
 """Which patches a student sees in training: the ones that a slower copy of it attends to (A-CLIP).
 
+Left out of A-CLIP: its second masked view of each image with the SimCLR and BYOL terms between
+views, the larger crop that the slower copy sees, choosing blocks of 2 x 2 patches in place of
+single ones, the decay that grows to 1, and the frozen patch projection. Random patches, its
+baseline, are what a phase keeps without this.
+
 Shapes: B batch, N patches, T tokens (class token included), H heads, K head width.
 """
 

@@ -6,7 +6,9 @@ steps with tiny data and models in place of theirs, and everything else as publi
 
 import io
 import json
+import math
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -103,11 +105,17 @@ def test_published_recipe_plans_and_takes_two_real_steps(path: Path, tmp_path: P
     compress.clip.save(tiny_clip(layers=3), tmp_path / "model")
     overrides = tiny_version(path, tmp_path)
     loaded = recipes.load(path, [*overrides, "export=[]", "evaluate.resamples=100"])
-    planned = [row.folder for row in runner.plan(loaded, tmp_path / "out")]
-    trained = [name for name in planned if name.endswith("distill")]
-    assert trained and all(recipes.load(path, overrides).export)
-    runner.run(loaded, tmp_path / "out", lambda line: None)
-    for name in trained:
-        log = (tmp_path / "out" / name / "log.jsonl").read_text().splitlines()
-        assert json.loads(log[-1])["step"] == 1
-        assert json.loads(log[-1])["loss"] > 0
+    out = tmp_path / "out"
+    planned = [row.folder for row in runner.plan(loaded, out)]
+    stages = [f"{n:02d}-{step.name}" for n, step in enumerate(loaded.stages)]
+    assert planned == ["teacher", *stages, "bench"] and recipes.load(path, overrides).export
+    runner.run(loaded, out, lambda line: None)
+    trained = [(a, b) for a, b in pairwise(planned) if b.endswith("distill")]
+    assert trained
+    for before, after in trained:
+        log = [json.loads(line) for line in (out / after / "log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in log] == [0, 1]
+        assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in log)
+        models = [compress.clip.load(out / name).model for name in (before, after)]
+        one, two = (model.state_dict()["text.token.weight"] for model in models)
+        assert one.shape != two.shape or not torch.equal(one, two)

@@ -326,8 +326,12 @@ def test_missed_gate_fails_after_the_report_is_written(
     assert (recipe_file.parent / "run" / "report.html").exists()
 
 
-def test_kept_gate_passes(recipe_file: Path) -> None:
-    run(recipe_file, "gates=[{key: top1, at_least: 0.5, where: {artifact: student}}]")
+def test_a_gate_holds_at_its_bound_and_not_beyond(recipe_file: Path) -> None:
+    gate = "gates=[{key: top1, at_least: %s, where: {artifact: student}}]"
+    assert run(recipe_file, gate % 0.5)[-1].startswith("report: ")
+    with pytest.raises(GateFailed, match=r"top1 0\.5, at least 0\.51 needed"):
+        run(recipe_file, gate % 0.51)
+    assert run(recipe_file, "gates=[{key: p50_ms, at_most: 2.0}]")[-1].startswith("nothing to do: ")
 
 
 def test_run_folder_holds_the_resolved_recipe(recipe_file: Path) -> None:

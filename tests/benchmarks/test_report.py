@@ -223,7 +223,9 @@ def schema():
 
 def test_summary_follows_its_published_schema(tmp_path):
     reported(tmp_path, fabricated())
-    jsonschema.validate(json.loads((tmp_path / "summary.json").read_text()), schema())
+    table = json.loads((tmp_path / "summary.json").read_text())
+    found = jsonschema.Draft202012Validator(schema()).iter_errors(table)
+    assert table["rows"] and [error.message for error in found] == []
 
 
 def test_schema_refuses_percents_and_unknown_keys(tmp_path):

@@ -173,4 +173,6 @@ def test_bundles_alone_are_timed_against_the_first(measured):
 
 def test_summary_follows_its_published_schema(measured):
     schema = json.loads((Path(run.__file__).parent / "summary.schema.json").read_text())
-    jsonschema.validate(json.loads((measured[0] / "summary.json").read_text()), schema)
+    table = json.loads((measured[0] / "summary.json").read_text())
+    errors = [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(table)]
+    assert table["rows"] and errors == []

@@ -95,6 +95,9 @@ def test_reduced_range_is_recorded_and_does_not_warn(
     config = exporter.Config(precision="int8", reduce_range=True)
     exporter.write(tiny_clip(), config, tmp_path / "out")
     assert read(tmp_path / "out")["runtime"]["weight_bits"] == 7
+    tensors = onnx.load(tmp_path / "out" / "image.onnx").graph.initializer
+    codes = [onnx.numpy_helper.to_array(t) for t in tensors if t.data_type == onnx.TensorProto.INT8]
+    assert codes and max(int(abs(c.astype(int)).max()) for c in codes) <= 64
     monkeypatch.setattr(exporter, "machine_flags", lambda: {"avx2"})
     exporter.load(tmp_path / "out", threads=1)
     assert not any("reduce_range" in str(w.message) for w in recwarn)

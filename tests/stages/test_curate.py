@@ -10,7 +10,15 @@ from pydantic import ValidationError
 
 from compress.data.augment import plain
 from compress.nn.clusters import spherical_kmeans
-from compress.stages.curate import Config, balanced, best_of_each, embed, run, select
+from compress.stages.curate import (
+    Config,
+    balanced,
+    best_of_each,
+    best_share,
+    embed,
+    run,
+    select,
+)
 from compress.work import Data, Work
 
 
@@ -59,6 +67,27 @@ def test_balancing_keeps_rare_names_and_thins_common_ones() -> None:
     assert counts["a teapot"] == 5 and counts["nothing known"] == 0
     # binomial of 400 draws at 1/10: 40, five standard deviations are 30
     assert 10 < counts["a red bar"] < 70
+
+
+def test_the_rules_apply_one_after_the_other(work: Work) -> None:
+    """Clusters and names are of what the score has left, counted by the pairs' own indices."""
+    images, matches = embed(work, "best")
+    best = best_share(matches, 0.75)
+    assert len(best) == 6
+    by_score = select(work, Config(score=0.75))
+    assert by_score.tolist() == sorted(best.tolist())
+    generator = torch.Generator().manual_seed(work.seed)
+    clusters, _ = spherical_kmeans(images[best], 2, generator)
+    expected = []
+    for cluster in clusters.unique():
+        members = best[clusters == cluster].tolist()
+        num = max(1, round(len(members) / 2))
+        expected += sorted(members, key=lambda n: -float(matches[n]))[:num]
+    kept = select(work, Config(score=0.75, clusters=2, per_cluster=0.5))
+    assert kept.tolist() == sorted(expected) and len(kept) < 6
+    assert select(work, Config(score=0.75, clusters=2, per_cluster=0.5, balance=9)).tolist() == (
+        kept.tolist()
+    )
 
 
 def test_what_is_written_is_what_was_chosen(work: Work, tmp_path: Path) -> None:

@@ -1,22 +1,25 @@
 """Distillation on tiny real data: it learns, it resumes, and stored equals online."""
 
 import copy
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 from tiny import tiny_clip
 
-from compress import terms
-from compress.batches import Sampler
+from compress import losses, terms
+from compress.batches import Sampler, embed_images, embed_texts
 from compress.data.store import FILE
 from compress.errors import PocketclipError
-from compress.feed import Batches
+from compress.feed import Batches, teacher_scales
 from compress.learner import Learner
+from compress.masks import Inherit
 from compress.objective import ALONE, EQUAL_WIDTHS, FROM_TEACHER, Ramp
 from compress.phases import Phase
 from compress.stages.distill import Config, run
@@ -91,11 +94,41 @@ def test_resume_gives_the_unbroken_runs_weights(student_work: Work, tmp_path: Pa
         assert torch.equal(value, resumed[name]), name
 
 
-def test_settings_that_cannot_work_are_refused() -> None:
-    with pytest.raises(ValidationError, match="nothing to learn from"):
-        Config(affinity=0.0)
-    with pytest.raises(ValidationError, match="must be a multiple of bank_every"):
-        Config(checkpoint_every=120)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"affinity": 0.0}, "nothing to learn from"),
+        ({"checkpoint_every": 120}, "must be a multiple of bank_every"),
+        ({"micro_batch_size": 4, "matching": 1.0}, "need whole batches"),
+        ({"micro_batch_size": 4, "masked_language": 1.0}, "need whole batches"),
+        ({"steps": 9, "inherit": {"keep": 0.5, "prune_step": 9}}, "before the last of 9 steps"),
+        ({"stream": {}, "languages": ("de",)}, "languages need pairs in memory"),
+        ({"strategy": "fsdp2", "precision": "fp16"}, "fsdp2 needs precision: bf16 or fp32"),
+        ({"strategy": "fsdp2", "inherit": {"keep": 0.5, "prune_step": 9}}, "use ddp"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Config.model_validate(settings)
+
+
+def test_masks_and_a_moving_average_are_refused_together(work: Work) -> None:
+    cfg = Config(momentum=1.0, inherit=Inherit(keep=0.5, prune_step=2), **SHORT)
+    with pytest.raises(PocketclipError, match="inherit cannot be used with a moving average"):
+        Learner(work.clip, cfg, (16,), work.teacher.model.config)
+
+
+def test_a_learnt_scale_stops_at_100(student_work: Work, tmp_path: Path) -> None:
+    cfg = Config(affinity=0.0, clip=1.0, scale=None, **SHORT)
+    batch = Batches(student_work, cfg, Sampler(student_work.data.pairs), tmp_path).at(0)
+    model = student_work.clip.model
+    learner = Learner(student_work.clip, cfg, (16,), student_work.teacher.model.config)
+    with torch.no_grad():
+        model.logit_scale.fill_(8.0)
+        loss, _ = learner(batch, 0, nullcontext())
+        u = embed_images(model.image, batch.pixels)
+        v = embed_texts(model.text, batch.tokens)
+    torch.testing.assert_close(loss, losses.clip_info_nce(u, v, 100.0))
 
 
 @pytest.mark.parametrize("loss", EQUAL_WIDTHS)
@@ -109,6 +142,30 @@ def test_a_student_of_another_embedding_width_is_projected(
     assert loss_at(tmp_path, 24) < loss_at(tmp_path, 0)
 
 
+def test_the_scale_is_fixed_or_starts_from_the_teachers(student_work: Work, tmp_path: Path) -> None:
+    with torch.no_grad():
+        student_work.teacher.model.logit_scale.fill_(3.0)
+    for scale, expected in ((50.0, math.log(50.0)), (None, 3.0)):
+        # A rate this small does not move a scale that is learnt.
+        cfg = Config(scale=scale, steps=1, views=1, **{**SHORT, "lr": 1e-9})
+        student = run(student_work, cfg, tmp_path / str(scale)).clip.model
+        assert float(student.logit_scale.detach()) == pytest.approx(expected, abs=1e-6)
+    assert teacher_scales(None, [3.0, 4.0]) == (3.0, 4.0)
+    assert teacher_scales(7.0, [3.0, 4.0]) == (7.0, 7.0)
+    with pytest.raises(PocketclipError, match="3 scales for 2 teachers"):
+        teacher_scales((1.0, 2.0, 3.0), [3.0, 4.0])
+
+
+def test_masked_features_see_a_quarter_of_the_patches(work: Work, tmp_path: Path) -> None:
+    phases = (Phase(until=1.0, image_size=16, keep=0.75),)
+    cfg = Config(masked_feature=1.0, phases=phases, teacher="online", **SHORT)
+    batch = Batches(work, cfg, Sampler(work.data.pairs), tmp_path).at(0)
+    assert batch.pixels.shape[-1] == 16
+    assert batch.keep is not None and batch.keep.shape == (8, 3)  # of 4
+    assert batch.masked_keep is not None and batch.masked_keep.shape == (8, 1)
+    assert batch.masked_keep.unique().numel() > 1, "one draw for all images"
+
+
 def test_neither_the_teacher_nor_the_model_that_came_in_is_changed(
     work: Work, tmp_path: Path
 ) -> None:
@@ -118,6 +175,17 @@ def test_neither_the_teacher_nor_the_model_that_came_in_is_changed(
     for name, value in work.clip.model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert not torch.equal(student["text.token.weight"], before["text.token.weight"])
+
+
+def test_the_moving_average_follows_the_student(work: Work) -> None:
+    cfg = Config(momentum=1.0, momentum_decay=0.75, **SHORT)
+    learner = Learner(work.clip, cfg, (16,), work.teacher.model.config)
+    assert learner.momentum is not None
+    before = learner.momentum.text.token.weight.clone()
+    with torch.no_grad():
+        learner.student.text.token.weight.add_(1.0)
+    learner.move_average_()
+    torch.testing.assert_close(learner.momentum.text.token.weight, before + 0.25)
 
 
 @pytest.mark.parametrize("loss", (*FROM_TEACHER, *ALONE))
