@@ -90,7 +90,8 @@ def in_dtype(batch: distill.Batch, dtype: torch.dtype) -> distill.Batch:
 def training(strategy: str, folder: Path, stop_at: int) -> None:
     """Train 6 steps, or up to `stop_at`; continues from a checkpoint."""
     work = tiny_work(folder / f"data-{parallel.rank()}")
-    cfg = distill.Config(**SETTINGS, steps=6, checkpoint_every=2, strategy=strategy)
+    settings = {**SETTINGS, "momentum": 0.5, "momentum_decay": 0.5}
+    cfg = distill.Config(**settings, steps=6, checkpoint_every=2, strategy=strategy)
     feed_at = Batches.at
 
     def at(self: Batches, step: int) -> distill.Batch:

@@ -235,7 +235,7 @@ def test_captions_from_a_file(work: Work, tmp_path: Path) -> None:
         run(work, cfg, tmp_path / "out")
     (tmp_path / "rewrites.json").write_text(json.dumps({keys[0]: ["alone"]}))
     with pytest.raises(PocketclipError, match=f"no captions for {keys[1]} and 1 more samples"):
-        run(work, cfg, tmp_path / "other")
+        run(work, cfg, tmp_path / "fewer")
     (tmp_path / "rewrites.json").write_text("[]")
     with pytest.raises(PocketclipError, match="not a caption file"):
         run(work, cfg, tmp_path / "other")
