@@ -218,22 +218,29 @@ def full_open_clip(name: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def full_transformers(name: str, model_name: str, **config: Any) -> dict[str, Any]:
-    """Parity of a class of transformers in its default size, or the one given."""
+def full_transformers(name: str, folder: Path, model_name: str, **config: Any) -> dict[str, Any]:
+    """Parity of a class of transformers in its default size, or the one given.
+
+    Its weights are read from the file that it saves: names in memory may be others.
+    """
     import transformers
 
-    from compress.sources import _hf_towers
+    from compress.sources import _checkpoint, _hf_towers, huggingface
 
     model_class = getattr(transformers, model_name)
     theirs = model_class(model_class.config_class(**config)).eval()
+    theirs.save_pretrained(folder)
     described = theirs.config.to_dict()
     structure = _hf_towers.structure(described, name)
+    weights = _checkpoint.read(huggingface.weights_file(folder))
     ours: ClipModel = clips.build(
-        structure, _hf_towers.renamed(described, structure, theirs.state_dict()), name
+        structure, _hf_towers.renamed(described, structure, weights), name
     )
+    shutil.rmtree(folder)
     pixels = torch.randn(1, 3, structure.vision.image_size, structure.vision.image_size)
     ids = torch.randint(3, structure.text.vocab_size - 1, (3, structure.text.context_length))
-    ids[:, 9] = described["text_config"].get("eos_token_id") or 2
+    end = described["text_config"].get("eos_token_id") or 2
+    ids[:, 9] = end if end < structure.text.vocab_size else 2
     image = theirs.get_image_features(pixel_values=pixels)
     text = theirs.get_text_features(input_ids=ids, attention_mask=torch.ones_like(ids))
     pooled = [v if isinstance(v, Tensor) else v.pooler_output for v in (image, text)]
@@ -256,9 +263,15 @@ FULL: dict[str, Callable[[Path], dict[str, Any]]] = {
     "ViT-B-16-SigLIP2": lambda _: full_open_clip("ViT-B-16-SigLIP2"),
     "MobileCLIP2-S0": lambda _: full_open_clip("MobileCLIP2-S0"),
     "coca_ViT-B-32": lambda _: full_open_clip("coca_ViT-B-32"),
-    "CLIPModel B/32": lambda _: full_transformers("transformers CLIPModel B/32", "CLIPModel"),
-    "SiglipModel B/16": lambda _: full_transformers("transformers SiglipModel B/16", "SiglipModel"),
-    "AltCLIP shape": lambda _: full_transformers("AltCLIP's shape", "AltCLIPModel", **ALT),
+    "CLIPModel B/32": lambda folder: full_transformers(
+        "transformers CLIPModel B/32", folder, "CLIPModel"
+    ),
+    "SiglipModel B/16": lambda folder: full_transformers(
+        "transformers SiglipModel B/16", folder, "SiglipModel"
+    ),
+    "AltCLIP shape": lambda folder: full_transformers(
+        "AltCLIP's shape", folder, "AltCLIPModel", **ALT
+    ),
 }
 
 
