@@ -71,7 +71,7 @@ PLAIN: dict[str, dict[str, dict[str, Any]]] = {
             "pre_norm": True,
             "patch_bias": False,
         },
-        "text": {**PLAIN_TEXT, "projection_bias": False, "pooling": "argmax", "causal": True},
+        "text": {**PLAIN_TEXT, "projection_bias": False, "causal": True},
     },
     "siglip": {
         "vision": {
@@ -103,7 +103,8 @@ def config(clip: Clip) -> dict[str, Any]:
     vision, text = model.vision, model.text
     assert isinstance(vision, VisionConfig) and isinstance(text, TextConfig)
     width = {"projection_dim" if name == "clip" else "projection_size": model.embed_dim}
-    marks = {"bos": contract.start_id, "eos": contract.end_id, "pad": contract.pad_id}
+    end_id = text.end_id if text.pooling == "end" else contract.end_id
+    marks = {"bos": contract.start_id, "eos": end_id, "pad": contract.pad_id}
     return {
         "architectures": [CLASSES[name]],
         "model_type": name,
@@ -213,7 +214,14 @@ def _unlike_siglip_pooling(vision: VisionConfig) -> Iterator[str]:
 
 
 def _unlike_clip_text(clip: Clip) -> Iterator[str]:
+    """CLIPModel takes the first end mark, or the highest id where a config calls that mark 2."""
+    text, end_id = clip.model.config.text, clip.tokenizer.contract.end_id
+    if isinstance(text, UpstreamConfig):
+        return
     highest = max(clip.tokenizer.tokenizer.get_vocab(with_added_tokens=True).values())
-    end_id = clip.tokenizer.contract.end_id
-    if end_id < highest:
+    if text.pooling not in ("argmax", "end"):
+        yield f"the text tower has pooling {text.pooling}, not argmax"
+    elif text.pooling == "argmax" and end_id < highest:
         yield f"the end mark {end_id} isn't the tokenizer's highest id, {highest}"
+    elif text.pooling == "end" and text.end_id == 2:
+        yield "the text tower pools at the id 2, for which CLIPModel takes the highest"

@@ -113,6 +113,19 @@ def test_padded_preprocessing_is_refused(clip: Clip, tmp_path: Path) -> None:
         write(padded, Config(), tmp_path / "out")
 
 
+def test_a_tower_that_pools_at_its_first_end_mark_stays_so(clip: Clip, tmp_path: Path) -> None:
+    """MetaCLIP 2's rule; a second end mark in the text must not become the embedding."""
+    ours = changed(clip, "text", pooling="end", end_id=7)
+    write(ours, Config(), tmp_path / "out")
+    tokens = clip.tokenizer(TEXTS)
+    tokens[:, 2], tokens[:, 9] = 7, 7
+    with torch.no_grad():
+        wanted = F.normalize(ours.model.encode_text(tokens), dim=-1)
+    torch.testing.assert_close(
+        load(tmp_path / "out").encode_text(tokens), wanted, rtol=0, atol=1e-5
+    )
+
+
 def siglip(clip: Clip, **pool: int) -> Clip:
     """A model of SigLIP's shape: attention pooling, a text tower that sees all, a logit bias."""
     pooling = {"pool_heads": 4, "pool_head_width": 8, "pool_mlp_width": 64, **pool}
