@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compress.clip import Clip
 from compress.errors import PocketclipError
+from compress.support import reason
 from export import _bundle
 from export import onnx as portable
 from export._tokenizer import as_json, self_contained
@@ -54,6 +55,11 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
             ("textual/tokenizer_config.json", settings),
         ):
             (folder / name).write_text(as_json(content), encoding="utf-8")
+
+
+def refuses(clip: Clip) -> str | None:
+    """What of a model's contracts Immich doesn't do."""
+    return reason(lambda: (preprocess_config(clip), self_contained(clip)))
 
 
 def load(folder: Path, device: str = "cpu", threads: int | None = None) -> portable.OrtEncoder:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from compress.clip import Clip
 from compress.layers import Attention, AttentionPool
 from compress.model import TextTower
+from compress.structure import TextConfig, VisionConfig
 from export import Unavailable, _batches, _bundle
 from export import onnx as portable
 
@@ -69,10 +70,35 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
     it lacks a layer of this model.
     """
     _require("ncnn", "pnnx")
+    lacking = refuses(clip)
+    if lacking:
+        raise Unavailable(lacking)
     with _bundle.writing(clip, out, spec(cfg)) as folder:
         for tower in _bundle.TOWERS:
             example = portable.example(clip, tower, batch=1)
             convert(rewritten(clip, tower), example, folder, tower, cfg.precision == "fp16")
+
+
+def refuses(clip: Clip) -> str | None:
+    """What ncnn lacks for a model, as far as its structure tells."""
+    vision, text = clip.model.config.vision, clip.model.config.text
+    reduction = vision.reduction if isinstance(vision, VisionConfig) else None
+    if reduction is not None and reduction.method not in ("grid", "random"):
+        return f"ncnn has no TopK: {reduction.method} chooses image tokens by what they hold"
+    if not isinstance(text, TextConfig):
+        return None
+    if text.pad_id is not None:
+        return "ncnn has no comparison: the text tower masks its padding"
+    if text.last_block == "pooled":
+        return "ncnn has no gather: the text tower's last block computes one token"
+    highest = max(clip.tokenizer.tokenizer.get_vocab().values())
+    end = clip.tokenizer.contract.end_id
+    if text.pooling == "argmax" and highest > end:
+        return (
+            f"ncnn has no argmax: the text tower pools at the highest id, {highest} in "
+            f"tokenizer.json, which should be end_id {end}"
+        )
+    return None
 
 
 def load(folder: Path, device: str = "cpu", threads: int | None = None) -> NcnnEncoder:
@@ -174,7 +200,7 @@ def rewritten(clip: Clip, tower: str) -> nn.Module:
     module = unit.get_submodule("tower")
     if isinstance(module, TextTower) and _pools_at_end(module):
         config = module.config
-        end = _end_id(clip) if config.pooling == "argmax" else config.end_id
+        end = clip.tokenizer.contract.end_id if config.pooling == "argmax" else config.end_id
         module.pooling = _EndPooling(config.vocab_size, config.context_length, end)
         # Shadows the method; a plain assignment would only register another child.
         object.__setattr__(module, "_pooled", module.pooling)
@@ -222,18 +248,6 @@ def _named(param: str, tower: str) -> str:
 
 def _pools_at_end(tower: TextTower) -> bool:
     return tower.class_token is None and tower.config.pooling in ("argmax", "end")
-
-
-def _end_id(clip: Clip) -> int:
-    """The id whose first place the highest id of a text is; Unavailable where that isn't sure."""
-    end = clip.tokenizer.contract.end_id
-    highest = max(clip.tokenizer.tokenizer.get_vocab().values())
-    if highest > end:
-        raise Unavailable(
-            f"ncnn has no argmax: the text tower pools at the highest id, {highest} in "
-            f"tokenizer.json, which should be end_id {end}"
-        )
-    return end
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

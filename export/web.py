@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from compress.clip import Clip
+from compress.support import reason
 from export import Unavailable, _bundle, _gallery, _npm
 from export import onnx as portable
 from export._browser import BrowserEncoder
@@ -132,6 +133,11 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
         if cfg.page:
             encoder = _native(cfg.precision, folder)
             _gallery.write(clip, encoder, folder / "demo", cfg.emoji, cfg.pictures)
+
+
+def refuses(clip: Clip) -> str | None:
+    """Why transformers.js could not read a model's tokenizer."""
+    return reason(lambda: self_contained(clip))
 
 
 def load(folder: Path, device: str = "cpu", threads: int | None = None) -> BrowserEncoder:
