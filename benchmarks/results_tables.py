@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.distillation_table import distillation
 from benchmarks.labels import NOTHING, TARGETS, duration, megabytes, milliseconds, percent, times
 
 Rows = list[dict[str, Any]]
@@ -123,5 +124,9 @@ def _plain(value: Any) -> str:
     return NOTHING if value is None else str(value)
 
 
-BY_NAME: dict[str, Callable[[Rows], list[str]]] = {"peers": peers, "zoo": zoo}
+BY_NAME: dict[str, Callable[[Rows], list[str]]] = {
+    "distillation": distillation,
+    "peers": peers,
+    "zoo": zoo,
+}
 """Results files with a table of their own."""

@@ -113,6 +113,8 @@ def train(arm: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     settings = {**SHARED, **settings, **(LONG_RUN if steps == LONG else {})}
     calibrated = (shape or {}).get("num_samples", 0)
     settings["steps"] = steps - math.ceil(calibrated / settings["batch_size"])
+    if arm == ALL and steps < BUDGETS[-1]:
+        settings["lr"] *= math.sqrt(steps / BUDGETS[-1])  # no time to come back from large steps
     if arm == AUTO:
         settings["inherit"] = inherit_settings(steps)
     len(work.data.pairs)  # decoded before the clock starts

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.distillation_table import distillation, samples_needed
 from benchmarks.experiments._distillation_claims import STEPS, claims
 
 
@@ -54,3 +55,12 @@ def test_students_that_stayed_too_large_make_no_claim() -> None:
     large = [row | {"num_params": 21} if row.get("arm") == "all" else row for row in rows()]
     named = " ".join(claim["name"] for claim in claims(large))
     assert "'affinity'" in named and "'all'" not in named
+
+
+def test_table_shows_means_spreads_and_samples_needed() -> None:
+    own = [row for row in rows() if row.get("arm") == "affinity"]
+    assert samples_needed(own, 0.2) == pytest.approx(316.2, abs=0.1)  # half way, by logarithms
+    assert samples_needed(own, 0.05) == 100 and samples_needed(own, 0.31) is None
+    page = "\n".join(distillation([row | {"num_params": 2e6} for row in rows()]))
+    assert "| scratch | 2.00 M | 5.0 ± 1.0 % | 20.0 ± 1.0 % | 100 | 1,000 |" in page
+    assert "| all | 2.00 M | 21.0 ± 1.0 % | 45.0 ± 1.0 % | 140 | 100 |" in page
