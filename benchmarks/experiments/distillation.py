@@ -302,7 +302,8 @@ def jobs(quick: bool) -> list[tuple[str, int, int]]:
     others = [arm for arm in ARMS if arm != ALL]
     found = [(arm, seed, n) for seed in SEEDS for n in BUDGETS for arm in others]
     found += [(SCRATCH, seed, BETWEEN) for seed in SEEDS]
-    return found + [(ALL, seed, n) for seed in SEEDS for n in (LONG, 0, *BUDGETS, BETWEEN)]
+    found += [(ALL, seed, n) for seed in SEEDS for n in (0, *BUDGETS, BETWEEN)]
+    return found + [(ALL, seed, LONG) for seed in SEEDS]
 
 
 def in_processes(num: int, folder: Path, quick: bool) -> None:

@@ -27,6 +27,7 @@ from compress.structure import (
     plain_vision,
     require_float,
 )
+from compress.train import keep_freed_memory
 from compress.work import Work
 
 VERSION = 1
@@ -99,6 +100,7 @@ def fit_(student: ClipModel, work: Work, cfg: Config) -> None:
             "inherit.weights: principal fits token by token and cannot change vision.image_size; "
             "use leading, or two inherit stages"
         )
+    keep_freed_memory()  # every layer's activations come and go
     seen = draw(work.clip, work.data, cfg.num_samples, work.seed)
     for new, old, inputs in (
         (student.image, source.image, seen.pixels),
