@@ -9,8 +9,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor
 from compress import plugin
 from compress.batches import Sampler
 from compress.clip import Clip, Encoder
+from compress.scheme import Scheme
+from compress.twin import with_scheme
 from compress.work import Work
 
 # Setting of the quantize stage that each rung changes, safest last.
@@ -30,7 +33,7 @@ LADDER: tuple[tuple[str, dict[str, Any]], ...] = (
     ("dynamic int8", {"act": "dynamic", "equalize": "search"}),
     ("int8 weights only", {"act_bits": None}),
 )
-FLOAT = "float"
+HALF, FLOAT = "half precision", "float"
 
 
 class Gates(BaseModel):
@@ -65,7 +68,8 @@ def descend(
 ) -> tuple[Clip, list[Judged]]:
     """The first rung's model that keeps the gates, or the float one; and what was found.
 
-    `make(settings)` gives the quantized model of a rung.
+    `make(settings)` gives the quantized model of a rung. The last two rungs have schemes that round
+    nothing, so that an exporter asked for integers writes floats.
     """
     pixels, tokens = held_back(work, gates.num_images)
     module = plugin.find(plugin.EXPORTERS, gates.target)
@@ -74,8 +78,11 @@ def descend(
         plain = module.load(Path(name) / FLOAT, "cpu", 1)
         wanted = top1(plain, pixels, tokens)
         steps = []
-        for number, (rung, settings) in enumerate(LADDER):
-            clip, folder = make(settings), Path(name) / str(number)
+        rungs = [(rung, partial(make, settings)) for rung, settings in LADDER]
+        for number, (rung, made) in enumerate(
+            [*rungs, (HALF, partial(unrounded, work, "float16"))]
+        ):
+            clip, folder = made(), Path(name) / str(number)
             module.write(clip, module.Config(precision="int8", min_cosine=-1.0), folder)
             encoder = module.load(folder, "cpu", 1)
             found = top1(encoder, pixels, tokens)
@@ -84,7 +91,13 @@ def descend(
             steps.append(Judged(rung, found, speed, reason))
             if reason is None:
                 return clip, steps
-    return work.clip, [*steps, Judged(FLOAT, wanted, 1.0, None)]
+    return unrounded(work, "float32"), [*steps, Judged(FLOAT, wanted, 1.0, None)]
+
+
+def unrounded(work: Work, rest: Literal["float32", "float16"]) -> Clip:
+    """The float model with a scheme that says so."""
+    made = with_scheme(work.clip.model, Scheme(layers={}, rest=rest))
+    return work.clip.with_model(made, {"step": "quantize", "fallback": rest})
 
 
 def held_back(work: Work, num: int) -> tuple[Tensor, Tensor]:

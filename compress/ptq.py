@@ -21,6 +21,10 @@ from compress.scheme import LayerScheme, Scheme
 from compress.twin import with_scheme
 
 ROWS = 4096
+# Layers whose input no layer before it can divide: an activation function lies between.
+SPARED = "mlp.down"
+# In the range of a neuron with ten times the median's reach the median one keeps 25 of 256 codes.
+MASSIVE = 10.0
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,11 @@ def quantize(
     calibration: Calibration,
     equalize: Method = "search",
     bias_correction: bool = True,
+    float_neurons: int = 0,
 ) -> Quantized:
     """Fold, calibrate and round a copy of a float model; `layers` says what becomes of each.
 
+    float_neurons: how many neurons of an MLP may stay float, those of massive activations.
     Layers that don't run as such stay float: a last block for one token computes with parts of its
     weights.
     """
@@ -53,6 +59,8 @@ def quantize(
         for name, layer in layers.items()
         if name in rows or name in tables
     }
+    if float_neurons:
+        noted |= {n: _spared(noted[n], rows[n], float_neurons) for n in rows if n.endswith(SPARED)}
     made = with_scheme(folded, Scheme(layers=noted))
     for name, layer in noted.items():
         module = made.get_submodule(name)
@@ -66,6 +74,21 @@ def quantize(
     return Quantized(made.eval(), folded)
 
 
+def _spared(layer: LayerScheme, x: Tensor, most: int) -> LayerScheme:
+    """The entry with its massive inputs in float; x [M, D]."""
+    if layer.act_bits is None or layer.act not in ("static", "dynamic"):
+        return layer
+    return layer.model_copy(update={"float_columns": massive(x, most)})
+
+
+def massive(x: Tensor, most: int) -> tuple[int, ...]:
+    """At most so many channels of x [M, D] whose reach is MASSIVE times that of the median one."""
+    reach = x.abs().amax(0)
+    found = (reach > MASSIVE * reach.median()).nonzero()[:, 0]
+    largest = found[reach[found].argsort(descending=True)[:most]]
+    return tuple(sorted(largest.tolist()))
+
+
 def _round_layer_(
     module: RoundedLinear | RoundedConv2d,
     layer: LayerScheme,
@@ -73,7 +96,25 @@ def _round_layer_(
     bounds: tuple[Tensor, Tensor] | None,
     bias_correction: bool,
 ) -> None:
-    """Set a layer's ranges and codes from its float inputs x [M, D]."""
+    """Set a layer's ranges and codes from its float inputs x [M, D]; float columns stay out."""
+    if not layer.float_columns:
+        _round_integers_(module, layer, x, bounds, bias_correction)
+        return
+    assert isinstance(module, RoundedLinear)
+    columns = module.beside()
+    floats = module.weight[:, columns]
+    module.weight.index_fill_(1, columns, 0)
+    _round_integers_(module, layer, x.index_fill(1, columns, 0), bounds, bias_correction)
+    module.weight.index_copy_(1, columns, floats)
+
+
+def _round_integers_(
+    module: RoundedLinear | RoundedConv2d,
+    layer: LayerScheme,
+    x: Tensor,
+    bounds: tuple[Tensor, Tensor] | None,
+    bias_correction: bool,
+) -> None:
     wanted = x @ module.weight.flatten(1).T  # [M, O]
     if isinstance(module.input, ActRounding):
         _calibrate_(module.input, layer, x, bounds)

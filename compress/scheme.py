@@ -42,6 +42,9 @@ class LayerScheme(BaseModel):
     """How the ranges were found."""
     rounding: Literal["nearest", "gptq", "ridge", "reconstructed", "learnt"] = "nearest"
     """How the codes were chosen."""
+    float_columns: tuple[int, ...] = ()
+    """Inputs of a linear layer that are multiplied in float beside the integers: the neurons that
+    massive activations come from."""
     equalized: str = "none"
     """What was folded into the layer before it: none, smooth-ALPHA, awq-RHO, repq or clipped."""
 
@@ -68,6 +71,14 @@ class Scheme(BaseModel):
 
     layers: dict[str, LayerScheme]
     """What is rounded; attention's query, key, value and probabilities may be named too."""
+    rest: Literal["float32", "float16"] = "float32"
+    """How exporters store a model of which nothing is rounded."""
+
+    @model_validator(mode="after")
+    def _half_stands_alone(self) -> "Scheme":
+        if self.layers and self.rest == "float16":
+            raise ValueError("rest: float16 is for models without rounded layers")
+        return self
 
     @model_validator(mode="after")
     def _sites_have_no_weight(self) -> "Scheme":
@@ -84,6 +95,8 @@ class Scheme(BaseModel):
     @property
     def label(self) -> str:
         """The one precision of all matrices, or `mixed`; tables and sites don't count."""
+        if not self.layers:
+            return self.rest
         labels = {
             layer.label
             for name, layer in self.layers.items()
@@ -124,7 +137,7 @@ def _rounded(module: nn.Module, layer: LayerScheme) -> nn.Module:
     if isinstance(module, nn.Conv2d):
         return fake.RoundedConv2d.around(module, codes, act)
     assert isinstance(module, nn.Linear)
-    return fake.RoundedLinear.around(module, codes, act)
+    return fake.RoundedLinear.around(module, codes, act, layer.float_columns)
 
 
 def _act(module: nn.Module, layer: LayerScheme) -> nn.Module:

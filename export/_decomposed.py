@@ -1,8 +1,8 @@
 """A scheme as torch's own quantize and dequantize operators, which ExecuTorch and LiteRT lower.
 
-Static layers of 8 bits become the pattern that PT2E leaves: quantize and dequantize an int8 input,
-dequantize an int8 weight, a plain linear layer. Everything else computes in float on its rounded
-weight, and is named.
+Layers of 8 bits become the pattern that PT2E leaves: quantize and dequantize an int8 input, in a
+fixed range or in that of the call, dequantize an int8 weight, a plain linear layer. Everything else
+computes in float on its rounded weight, and is named.
 
 Shapes: B batch, D input width, O output width.
 """
@@ -20,6 +20,8 @@ from compress.twin import float_twin
 
 # XNNPACK and TFLite have signed inputs; the codes of an unsigned range move by this.
 SIGNED = 128
+# The least step of a range that is found while running, as PT2E's operator wants it.
+LEAST_STEP = 1e-9
 
 
 class IntegerLinear(nn.Module):
@@ -29,16 +31,32 @@ class IntegerLinear(nn.Module):
     weight_scale: Tensor
     weight_zero: Tensor
     bias: Tensor | None
+    columns: Tensor
+    """[K, D], one 1 a row: the inputs that stay float."""
+    columns_weight: Tensor
+    """[O, K]."""
+    rest: Tensor
+    """[D], 0 at the columns."""
 
-    def __init__(self, layer: RoundedLinear, folded: bool) -> None:
+    def __init__(self, layer: RoundedLinear, folded: bool, dynamic: bool) -> None:
         super().__init__()
-        self.folded = folded
+        self.folded, self.dynamic = folded, dynamic
         assert layer.codes is not None and isinstance(layer.input, ActRounding)
-        shift = 0 if layer.input.symmetric else SIGNED
-        self.step, self.zero = float(layer.input.scale), int(layer.input.zero) - shift
-        self.low = -127 if layer.input.symmetric else -128
-        codes = layer.codes.codes(layer.weight).to(torch.int8)
-        self.register_buffer("weight", codes if folded else layer.rounded_weight().detach())
+        if not dynamic:
+            shift = 0 if layer.input.symmetric else SIGNED
+            self.step, self.zero = float(layer.input.scale), int(layer.input.zero) - shift
+        self.low = -127 if layer.input.symmetric and not dynamic else -128
+        weight, floats = layer.weight.detach(), layer.rounded_weight().detach()
+        self.chosen = len(layer.float_columns)
+        if self.chosen:
+            columns = layer.beside()
+            one_hot = F.one_hot(columns, layer.in_features).float()
+            self.register_buffer("columns", one_hot)
+            self.register_buffer("columns_weight", floats[:, columns].clone())
+            self.register_buffer("rest", 1 - one_hot.sum(0))
+            weight, floats = (w.index_fill(1, columns, 0) for w in (weight, floats))
+        codes = layer.codes.codes(weight).to(torch.int8)
+        self.register_buffer("weight", codes if folded else floats)
         self.register_buffer("weight_scale", layer.codes.scale.detach().clone())
         zeros = torch.zeros(len(self.weight), dtype=torch.int64)
         self.register_buffer("weight_zero", zeros)
@@ -48,23 +66,37 @@ class IntegerLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, ..., D] -> [B, ..., O]."""
         ops = torch.ops.quantized_decomposed
-        limits = (self.low, 127, torch.int8)
-        codes = ops.quantize_per_tensor(x, self.step, self.zero, *limits)
-        rounded = ops.dequantize_per_tensor(codes, self.step, self.zero, *limits)
         per_channel = (self.weight_scale, self.weight_zero, 0, -127, 127, torch.int8)
         integers = self.weight
         if not self.folded:
             integers = ops.quantize_per_channel(integers, *per_channel)
         matrix = ops.dequantize_per_channel(integers, *per_channel)
-        return F.linear(rounded, matrix, self.bias)
+        if not self.chosen:
+            return F.linear(self._rounded(x), matrix, self.bias)
+        # Columns are picked by a product, as XNNPACK has no gather.
+        beside = F.linear(F.linear(x, self.columns), self.columns_weight)
+        return F.linear(self._rounded(x * self.rest), matrix, self.bias) + beside
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        ops = torch.ops.quantized_decomposed
+        limits = (self.low, 127, torch.int8)
+        if self.dynamic:
+            found = ops.choose_qparams.tensor(x, self.low, 127, LEAST_STEP, torch.int8)
+            codes = ops.quantize_per_tensor.tensor(x, *found, *limits)
+            return ops.dequantize_per_tensor.tensor(codes, *found, *limits)
+        codes = ops.quantize_per_tensor(x, self.step, self.zero, *limits)
+        return ops.dequantize_per_tensor(codes, self.step, self.zero, *limits)
 
 
 @torch.no_grad()
-def realise(clip: Clip, tower: str, folded: bool = True) -> tuple[nn.Module, dict[str, str]]:
+def realise(
+    clip: Clip, tower: str, folded: bool = True, dynamic: bool = False
+) -> tuple[nn.Module, dict[str, str]]:
     """One tower with integer layers, and what is computed otherwise than the scheme says.
 
     folded: weights stand as int8 behind their dequantize operator, as ExecuTorch takes them; else
-    as floats in front of both operators, as LiteRT's converter does.
+    as floats in front of both operators, as LiteRT's converter does. dynamic: a runtime whose
+    kernels find their inputs' ranges while running, whatever the scheme says.
     """
     # imported for its side effect: it defines quantized_decomposed
     import torch.ao.quantization.fx._decomposed  # noqa: F401
@@ -72,22 +104,26 @@ def realise(clip: Clip, tower: str, folded: bool = True) -> tuple[nn.Module, dic
     scheme = clip.model.config.scheme
     assert scheme is not None
     module = copy.deepcopy(getattr(float_twin(clip).model, tower))
-    notes = {}
+    notes = {tower: "asked float16, runs in float32"} if scheme.rest == "float16" else {}
     for name, entry in scheme.layers.items():
         if name.split(".")[0] != tower:
             continue
         inside = name.partition(".")[2]
         layer = clip.model.get_submodule(name)
-        if isinstance(layer, RoundedLinear) and runs(entry):
+        if isinstance(layer, RoundedLinear) and runs(entry, dynamic):
             parent, _, last = inside.rpartition(".")
-            setattr(module.get_submodule(parent), last, IntegerLinear(layer, folded))
+            made = IntegerLinear(layer, folded, dynamic)
+            setattr(module.get_submodule(parent), last, made)
+            if dynamic and entry.act == "static":
+                notes[name] = f"asked {entry.label} static, runs {entry.label} dynamic"
         elif not isinstance(layer, RoundedEmbedding) or entry.act_bits is not None:
             kind = "its weight rounded" if isinstance(layer, RoundedLinear | RoundedConv2d) else ""
             notes[name] = f"asked {entry.label} {entry.act}, runs in float {kind}".strip()
     return module.eval(), notes
 
 
-def runs(entry: LayerScheme) -> bool:
-    """Whether the integer pattern computes this entry."""
-    eight = entry.act_bits == 8 and entry.weight_bits in (7, 8) and entry.act == "static"
-    return eight and entry.weight_symmetric and not entry.group
+def runs(entry: LayerScheme, dynamic: bool = False) -> bool:
+    """Whether the integer pattern computes this entry, by kernels with fixed or own ranges."""
+    eight = entry.act_bits == 8 and entry.weight_bits in (7, 8)
+    kind = entry.act == "static" or (dynamic and entry.act == "dynamic")
+    return eight and kind and entry.weight_symmetric and not entry.group

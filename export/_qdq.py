@@ -88,55 +88,71 @@ def ranges(model: Any, rows: Iterable[np.ndarray]) -> dict[str, float]:
 
 def rewrite(model: Any, ranges: Mapping[str, float], kind: Kind) -> Any:
     """onnx.ModelProto -> the same with both inputs of each layer passed through eight bits."""
-    from onnx import helper, numpy_helper
-
     rewritten = type(model)()
     rewritten.CopyFrom(model)
     graph = rewritten.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    made: dict[str, list[Any]] = {}
-
-    def constant(name: str, value: np.ndarray) -> str:
-        graph.initializer.append(numpy_helper.from_array(value, name))
-        return name
-
-    def pair(name: str) -> str:
-        """Quantize and dequantize an activation, once for all layers that read it."""
-        if f"{name}_rounded" not in made:
-            scale = np.float32(max(ranges[name] / kind.largest, SMALLEST))
-            arguments = [
-                constant(f"{name}_scale", np.array(scale)),
-                constant(f"{name}_zero", np.zeros((), kind.dtype)),
-            ]
-            made[f"{name}_rounded"] = [
-                helper.make_node("QuantizeLinear", [name, *arguments], [f"{name}_bits"]),
-                helper.make_node(
-                    "DequantizeLinear", [f"{name}_bits", *arguments], [f"{name}_rounded"]
-                ),
-            ]
-        return f"{name}_rounded"
-
-    def stored(name: str, axis: int) -> str:
-        """A weight as its bits with a node that scales them."""
-        if f"{name}_float" not in made:
-            bits, scale = quantize_weight(numpy_helper.to_array(weights[name]), axis, kind)
-            arguments = [constant(f"{name}_bits", bits), constant(f"{name}_scale", scale)]
-            attributes: dict[str, Any] = {"axis": axis} if kind.per_column else {}
-            node = helper.make_node("DequantizeLinear", arguments, [f"{name}_float"], **attributes)
-            made[f"{name}_float"] = [node]
-        return f"{name}_float"
-
+    pairs = Pairs(graph, kind)
     nodes: list[Any] = []
     quantized = {node.output[0]: axis for node, axis in layers(rewritten)}
     for node in graph.node:
         if node.output[0] in quantized:
-            before = set(made)
-            node.input[0] = pair(node.input[0])
-            node.input[1] = stored(node.input[1], quantized[node.output[0]])
-            nodes += [new for name in made if name not in before for new in made[name]]
+            before = set(pairs.made)
+            node.input[0] = pairs.activation(node.input[0], ranges[node.input[0]])
+            node.input[1] = pairs.weight(node.input[1], quantized[node.output[0]])
+            nodes += [new for name in pairs.made if name not in before for new in pairs.made[name]]
         nodes.append(node)
     _replace_nodes(graph, nodes)
     return rewritten
+
+
+class Pairs:
+    """Makes the nodes that pass a graph's tensors through eight bits, once for each tensor."""
+
+    def __init__(self, graph: Any, kind: Kind) -> None:
+        self.graph, self.kind = graph, kind
+        self.weights = {tensor.name: tensor for tensor in graph.initializer}
+        self.made: dict[str, list[Any]] = {}
+        """Nodes by the tensor that they make."""
+
+    def activation(self, name: str, largest: float) -> str:
+        """Quantize and dequantize an activation -> the name of what comes out."""
+        from onnx import helper
+
+        result = f"{name}_rounded"
+        if result not in self.made:
+            scale = np.float32(max(largest / self.kind.largest, SMALLEST))
+            arguments = [
+                self._constant(f"{name}_scale", np.array(scale)),
+                self._constant(f"{name}_zero", np.zeros((), self.kind.dtype)),
+            ]
+            self.made[result] = [
+                helper.make_node("QuantizeLinear", [name, *arguments], [f"{name}_bits"]),
+                helper.make_node("DequantizeLinear", [f"{name}_bits", *arguments], [result]),
+            ]
+        return result
+
+    def weight(self, name: str, axis: int) -> str:
+        """Store a weight as its bits, with a node that scales them -> the name of its floats."""
+        from onnx import helper, numpy_helper
+
+        result = f"{name}_float"
+        if result not in self.made:
+            array = numpy_helper.to_array(self.weights[name])
+            bits, scale = quantize_weight(array, axis, self.kind)
+            arguments = [
+                self._constant(f"{name}_bits", bits),
+                self._constant(f"{name}_scale", scale),
+            ]
+            attributes: dict[str, Any] = {"axis": axis} if self.kind.per_column else {}
+            node = helper.make_node("DequantizeLinear", arguments, [result], **attributes)
+            self.made[result] = [node]
+        return result
+
+    def _constant(self, name: str, value: np.ndarray) -> str:
+        from onnx import numpy_helper
+
+        self.graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
 
 
 def _replace_nodes(graph: Any, nodes: list[Any]) -> None:

@@ -19,7 +19,7 @@ from compress.clip import Clip
 from compress.nn.fake import ActRounding, RoundedEmbedding
 from compress.scheme import SITES, LayerScheme
 from compress.twin import Rounded, rounded_layers
-from export import _int8, _nbits
+from export import _int8, _narrow, _nbits
 
 Runtime = Literal["onnxruntime", "qdq"]
 
@@ -38,6 +38,8 @@ class Layer:
     """Of the codes' type, [O, G]."""
     act: tuple[float, int, bool] | None
     """Scale, zero point and signedness of a static input."""
+    beside: tuple[np.ndarray, np.ndarray] | None = None
+    """Inputs [K] that are multiplied in float beside the integers, and their weights [K, O]."""
 
 
 @torch.no_grad()
@@ -47,6 +49,13 @@ def realise(model: Any, clip: Clip, tower: str, runtime: Runtime) -> tuple[Any, 
     The second result names each layer that this runtime computes otherwise than the scheme says,
     with what it does instead.
     """
+    scheme = clip.model.config.scheme
+    assert scheme is not None
+    if not scheme.layers:
+        half = (
+            scheme.rest == "float16" and runtime == "onnxruntime"
+        )  # OpenVINO stores halves itself
+        return (_narrow.half(model) if half else model), {}
     layers, notes = _snapped(clip, tower, runtime)
     by_weight = {_key(floats): layer for floats, layer in layers}
     graph_model = ir.from_proto(model)
@@ -124,7 +133,10 @@ def _read(
     assert module.codes is not None
     signed = asked.weight_symmetric
     kind = np.int8 if signed else np.uint8
-    codes = module.codes.codes(module.weight).numpy(force=True).astype(kind)  # [O, D]
+    weight, columns = module.weight, getattr(module, "float_columns", ())
+    if columns:
+        weight = weight.index_fill(1, module.beside(), 0)
+    codes = module.codes.codes(weight).numpy(force=True).astype(kind)  # [O, D]
     floats = module.rounded_weight().flatten(1).numpy(force=True)
     scale = module.codes.scale.view(len(codes), -1).numpy(force=True)
     zero = module.codes.zero.view(len(codes), -1).numpy(force=True).astype(kind)
@@ -134,7 +146,8 @@ def _read(
         act = _eight_bits(module.input)
     if not isinstance(module, RoundedEmbedding):
         codes, floats = codes.T, floats.T
-    layer = Layer(name, entry, np.ascontiguousarray(codes), scale, zero, act)
+    beside = (np.array(columns), floats[list(columns)].copy()) if columns else None
+    layer = Layer(name, entry, np.ascontiguousarray(codes), scale, zero, act, beside)
     return np.ascontiguousarray(floats), layer
 
 
@@ -171,6 +184,7 @@ def _realise_(graph: ir.Graph, node: ir.Node, layer: Layer) -> None:
         _table_(graph, node, layer)
         return
     last, bias = _int8.bias_of(node)
+    branch = _beside(graph, node, layer) if layer.beside else []
     if layer.entry.act_bits is None or layer.entry.weight_bits == 4:
         matrix = (layer.codes, layer.scale, layer.zero)
         integers = layer.entry.act_bits is not None
@@ -181,7 +195,31 @@ def _realise_(graph: ir.Graph, node: ir.Node, layer: Layer) -> None:
         nodes = _static(graph, node, layer)
     if bias is not None:
         nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias]))
+    if branch:
+        nodes += [*branch, ir.node("Add", [nodes[-1].outputs[0], branch[-1].outputs[0]])]
     _int8.replace(graph, last, nodes)
+
+
+def _beside(graph: ir.Graph, node: ir.Node, layer: Layer) -> list[ir.Node]:
+    """The product of the float columns; where the kernel finds its range it must not see them.
+
+    Elsewhere they are clipped, and the integers' weight is 0 there.
+    """
+    assert layer.beside is not None
+    columns, matrix = layer.beside
+    x = node.inputs[0]
+    picked = ir.node(
+        "Gather", [x, _int8.initializer(graph, columns, f"{layer.name}.columns")], {"axis": -1}
+    )
+    weight = _int8.initializer(graph, matrix, f"{layer.name}.columns_weight")
+    product = ir.node("MatMul", [picked.outputs[0], weight])
+    if layer.entry.act == "dynamic" and layer.entry.act_bits:
+        kept = np.ones(len(layer.codes), np.float32)
+        kept[columns] = 0
+        rest = ir.node("Mul", [x, _int8.initializer(graph, kept, f"{layer.name}.rest")])
+        graph.insert_before(node, rest)
+        node.replace_input_with(0, rest.outputs[0])
+    return [picked, product]
 
 
 def _attentions_(graph: ir.Graph, by_weight: dict[Any, Layer]) -> set[str]:

@@ -11,6 +11,7 @@ from tiny import tiny_clip
 from compress import fallback
 from compress.clip import Clip, TorchEncoder
 from compress.fallback import Gates
+from compress.scheme import Scheme
 from compress.stages import quantize
 from compress.work import Work
 
@@ -52,9 +53,26 @@ def test_each_step_down_has_its_reason(work: Work, tmp_path: Path) -> None:
     gates = Gates(max_drop=1.0, min_speedup=1e6, num_images=8, rounds=1)
     made = quantize.run(work, quantize.Config(fallback=gates), tmp_path).clip
     steps = json.loads((tmp_path / "fallback.json").read_text())
-    assert [s["rung"] for s in steps] == [*(name for name, _ in fallback.LADDER), "float"]
+    names = [name for name, _ in fallback.LADDER]
+    assert [s["rung"] for s in steps] == [*names, "half precision", "float"]
     assert all("1000000.00 needed" in s["reason"] for s in steps[:-1])
-    assert steps[-1]["reason"] is None and made.model.config.scheme is None
+    assert steps[-1]["reason"] is None
+    assert made.model.config.scheme == Scheme(layers={}, rest="float32")
+
+
+def test_half_precision_is_the_last_rung_before_float(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tiny_clip(seed=5)
+    with torch.no_grad():
+        broken.model.image.projection.weight.zero_()
+    knows = lambda encoder, *_: float(encoder.model.image.projection.weight.any())  # noqa: E731
+    monkeypatch.setattr(fallback, "top1", knows)
+    gates = Gates(max_drop=0.0, min_speedup=0.0, num_images=8, rounds=1)
+    made, steps = fallback.descend(work, lambda _: broken, gates)
+    assert len(steps) == len(fallback.LADDER) + 1
+    assert steps[-1].rung == fallback.HALF and steps[-1].reason is None
+    assert made.model.config.scheme == Scheme(layers={}, rest="float16")
 
 
 def test_a_rung_that_loses_too_much_is_left(work: Work) -> None:

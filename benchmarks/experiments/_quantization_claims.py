@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.experiments._quantization_arms import RUNTIMES
+
 Rows = list[dict[str, Any]]
 LADDER = ("w4a4 uniform", "w4a4 repq", "mixed lrp", "w4a4 adalog", "w4a4 reconstructed")
 
@@ -20,7 +22,7 @@ def claims(rows: Rows) -> list[dict[str, Any]]:
 
 def _executed(rows: Rows, model: str) -> list[dict[str, Any]]:
     found = []
-    for runtime in ("onnxruntime", "openvino", "litert"):
+    for runtime in RUNTIMES:
         of = lambda arm, r=runtime: _pick(rows, model=model, arm=arm, executed=True, runtime=r)  # noqa: E731
         goals = [
             ("w8a8", "top1", 0.003),
@@ -28,12 +30,14 @@ def _executed(rows: Rows, model: str) -> list[dict[str, Any]]:
             ("w8a8", "image_to_text_r1", 0.005),
             ("w8", "top1", 0.0005),
             ("w4", "top1", 0.005),
+            ("w4 in 64s", "top1", 0.005),
         ]
         for arm, key, goal in goals:
             name = f"{model}, {runtime}, {arm}: loss of {key}, executed"
             found.append(_drop(rows, model, of(arm), key, goal, name))
-        name = f"{model}, {runtime}: w4 over round-to-nearest at the same size, top1, executed"
-        found.append(_gain(rows, of("w4"), of("w4 rtn"), 0.01, name))
+        for arm in ("w4", "w4 in 64s"):
+            name = f"{model}, {runtime}: {arm} over round-to-nearest at its size, top1, executed"
+            found.append(_gain(rows, of(arm), of(f"{arm} rtn"), 0.01, name))
         worst = [rows[i]["worst_cosine_to_simulation"] for i in of("w8a8")]
         name = f"{model}, {runtime}, w8a8: worst cosine of executed to simulated"
         found.append(_entry(name, min(worst, default=0.0), 0.999, "higher", "ratio", of("w8a8")))
@@ -60,12 +64,12 @@ def _simulated(rows: Rows, model: str) -> list[dict[str, Any]]:
     for lower, higher in pairwise(LADDER):
         name = f"{model}: {higher} over {lower}, top1, simulated"
         found.append(_gain(rows, of(higher), of(lower), 0.0, name))
-    plain, cured = of("outliers, plain"), of("outliers, cured")
-    value = _mean(rows, plain, "image_cosine")
-    name = f"{model} with injected outliers: cosine of plain extremes, simulated"
-    found.append(_entry(name, value, 0.9, "lower", "ratio", plain))
-    name = f"{model} with injected outliers: cosine when cured, simulated"
-    found.append(_entry(name, _mean(rows, cured, "image_cosine"), 0.99, "higher", "ratio", cured))
+    for place in ("channels", "neurons"):
+        for arm, goal, better in (("plain", 0.9, "lower"), ("cured", 0.99, "higher")):
+            which = of(f"outliers in {place}, {arm}")
+            name = f"{model} with outliers in {place}, {arm}: cosine to float, simulated"
+            value = _mean(rows, which, "image_cosine")
+            found.append(_entry(name, value, goal, better, "ratio", which))
     return found
 
 
@@ -73,18 +77,19 @@ def _latency(rows: Rows) -> list[dict[str, Any]]:
     found = []
     for model in ("ViT-B-32", "ViT-B-16"):
         of = lambda label, m=model: _pick(rows, model=m, arm=f"latency {label}")  # noqa: E731
-        stock = of("onnxruntime stock int8")
-        both = [*of("onnxruntime ours, dynamic"), *of("onnxruntime ours, static")]
-        if not stock or not both:
-            continue
-        best = min(both, key=lambda i: rows[i]["p50_ms"])
-        value = rows[stock[0]]["p50_ms"] / rows[best]["p50_ms"]
-        name = f"{model}: our int8's speed over ONNX Runtime's stock int8"
-        found.append(_entry(name, value, 1.0, "higher", "ratio", [best, *stock]))
-        row = rows[best]
-        ideal = 2 * row["num_macs"] / row["int8_peak_gflops"] / 1e6
-        name = f"{model}: our int8's time over that of its products at the int8 peak"
-        found.append(_entry(name, row["p50_ms"] / ideal, 1.15, "lower", "ratio", [best]))
+        for runtime in ("onnxruntime", "openvino"):
+            stock = of(f"{runtime} stock int8")
+            ours = [*of(f"{runtime} ours, dynamic"), *of(f"{runtime} ours, static")]
+            if not stock or not ours:
+                continue
+            best = min(ours, key=lambda i: rows[i]["p50_ms"])
+            value = rows[stock[0]]["p50_ms"] / rows[best]["p50_ms"]
+            name = f"{model}, {runtime}: our int8's speed over the runtime's own"
+            found.append(_entry(name, value, 1.0, "higher", "ratio", [best, *stock]))
+            row = rows[best]
+            ideal = 2 * row["num_macs"] / row["int8_peak_gflops"] / 1e6
+            name = f"{model}, {runtime}: our int8's time over that of its products at the peak"
+            found.append(_entry(name, row["p50_ms"] / ideal, 1.15, "lower", "ratio", [best]))
     return found
 
 

@@ -10,11 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments._quantization_arms import EXECUTED, SIMULATED, runtimes
+from benchmarks.experiments._quantization_arms import (
+    EXECUTED,
+    OUTLIERS,
+    SIMULATED,
+    SPOILT,
+    runtimes,
+)
+from benchmarks.experiments._quantization_latency import MACS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/quantization.md"
 RESULTS = ROOT / "benchmarks/results/quantization.json"
+VECTORS = ("text_to_image_r1", "bytes_per_vector")
+TIMES = ("p50_ms", "min_ms")
 START, END = "<!-- quantization: start -->", "<!-- quantization: end -->"
 
 
@@ -29,8 +38,10 @@ def tables(result: dict[str, Any]) -> str:
         _accuracy(executed, ("model", "arm", "runtime")),
         "## Simulated",
         _accuracy(simulated, ("model", "arm")),
+        *_plain("## Smaller indexes", result["rows"], VECTORS),
+        *_plain("## Time of the image tower", result["rows"], TIMES),
         "## Not measured yet",
-        _missing(rows),
+        _missing(result["rows"]),
         "## What was asked for",
         _claims(result["claims"]),
         f"`{result['command']}`, {result['date']}, {machine['cores']} cores of {machine['cpu']}, "
@@ -52,18 +63,34 @@ def _accuracy(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
-def _missing(rows: list[dict[str, Any]]) -> str:
+def _plain(title: str, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> list[str]:
+    """A title and a table of the rows that have these columns; nothing where there are none."""
+    found = [row for row in rows if columns[-1] in row]
+    if not found:
+        return []
+    lines = [f"| model | arm | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 2)]
+    for row in found:
+        cells = [str(row[c]) if isinstance(row[c], int) else f"{row[c]:.4g}" for c in columns]
+        lines.append(f"| {' | '.join((row['model'], row['arm'], *cells))} |")
+    return [title, "\n".join(lines)]
+
+
+def _missing(every: list[dict[str, Any]]) -> str:
     """The arms of the experiment that no row is of, so that no claim speaks of them."""
     lines = []
     for model in ("teacher", "student"):
-        own = [row for row in rows if row["model"] == model]
+        own = [row for row in every if row["model"] == model]
         done = {(row["arm"], row.get("runtime")) for row in own}
         arms: list[tuple[str, str | None]] = []
         arms += [(arm, runtime) for arm in EXECUTED for runtime in runtimes(arm)]
         arms += [(arm, None) for arm in SIMULATED]
+        arms += [(f"outliers in {place}, {arm}", None) for place in SPOILT for arm in OUTLIERS]
         names = [f"{a} ({r})" if r else a for a, r in arms if (a, r) not in done]
+        names += [] if any("bytes_per_vector" in row for row in own) else ["smaller indexes"]
         if names:
             lines.append(f"- {model}: {', '.join(names) if own else 'every arm'}")
+    timed = {row["model"] for row in every if "p50_ms" in row}
+    lines += [f"- time: {name}" for name in MACS if name not in timed]
     return "\n".join(lines) or "Every arm has rows."
 
 

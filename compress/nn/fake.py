@@ -155,26 +155,50 @@ class ActRounding(nn.Module):
 
 
 class RoundedLinear(nn.Linear):
-    """A linear layer on rounded inputs with a rounded weight; `codes` None leaves the weight."""
+    """A linear layer on rounded inputs with a rounded weight; `codes` None leaves the weight.
+
+    `float_columns` (massive activations) are multiplied in float, and count as 0 for the rest.
+    """
 
     codes: WeightCodes | None
     input: nn.Module
+    float_columns: tuple[int, ...]
 
     @classmethod
     def around(
-        cls, linear: nn.Linear, codes: WeightCodes | None, act: nn.Module
+        cls,
+        linear: nn.Linear,
+        codes: WeightCodes | None,
+        act: nn.Module,
+        float_columns: tuple[int, ...] = (),
     ) -> "RoundedLinear":
         with torch.device("meta"):
             made = cls(linear.in_features, linear.out_features, linear.bias is not None)
         made.weight, made.bias = linear.weight, linear.bias
-        made.codes, made.input = codes, act
+        made.codes, made.input, made.float_columns = codes, act, float_columns
         return made
 
     def rounded_weight(self) -> Tensor:
-        return self.weight if self.codes is None else self.codes(self.weight)
+        """What the layer multiplies with, float columns as they are."""
+        rounded = self.weight if self.codes is None else self.codes(self.weight)
+        if not self.float_columns:
+            return rounded
+        columns = self.beside()
+        return rounded.index_copy(1, columns, self.weight[:, columns].to(rounded.dtype))
+
+    def beside(self) -> Tensor:
+        """The float columns as indices [K]."""
+        return torch.tensor(self.float_columns, device=self.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.input(x), self.rounded_weight(), self.bias)
+        """x [B, ..., D] -> [B, ..., O]."""
+        weight = self.rounded_weight()
+        if not self.float_columns:
+            return F.linear(self.input(x), weight, self.bias)
+        columns = self.beside()
+        rounded = self.input(x.index_fill(-1, columns, 0))
+        integers = F.linear(rounded, weight.index_fill(1, columns, 0), self.bias)
+        return integers + F.linear(x[..., columns], weight[:, columns])
 
 
 class RoundedConv2d(nn.Conv2d):

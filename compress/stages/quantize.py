@@ -21,9 +21,10 @@ from compress.errors import PocketclipError
 from compress.fallback import Gates, descend
 from compress.model import ClipModel
 from compress.scheme import SITES, Activation, LayerScheme, Scheme
+from compress.stages.exact import class_matrix
 from compress.work import Work
 
-VERSION = 1
+VERSION = 2
 
 Family = Literal["uniform", "repq", "twin", "ptf", "adalog"]
 # What each family rounds differently from equal steps: site or layer -> kind.
@@ -95,12 +96,16 @@ class Config(BaseModel):
     """Bits per layer; `weight_bits` and `act_bits` count for the patch projection alone then."""
     bias_correction: bool = True
     """Whether biases take over the mean error of each output."""
+    float_neurons: int = Field(default=8, ge=0)
+    """Most neurons of an MLP that are computed in float beside the integers, where they reach ten
+    times as far as the median one: the massive activations of outlier tokens come from them."""
     rescue: float = Field(default=0.0, ge=0, le=0.1)
     """Share of layers that stay float: those whose rounding alone moves the similarities most."""
     fallback: Gates | None = None
     """Gates on executed files; where they fail, safer settings are tried, down to float."""
     towers: tuple[Literal["image", "text"], ...] = ("image", "text")
-    """What is rounded. `[image]` suits fixed prompts, whose vectors are computed once in float."""
+    """What is rounded. `[image]` suits fixed prompts: the vectors of `data.classes`, computed once
+    in float, go into every bundle."""
     num_images: int = Field(default=128, ge=1)
     """Training pairs for calibration."""
 
@@ -124,7 +129,8 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
         raise PocketclipError("quantize: the model has a scheme already; start from a float one")
     step = {"step": "quantize", "settings": cfg.model_dump(mode="json"), "data": work.data.digest}
     if cfg.fallback is None:
-        return replace(work, clip=work.clip.with_model(quantized(work, cfg, out), step))
+        clip = work.clip.with_model(quantized(work, cfg, out), step)
+        return replace(work, clip=with_classes(clip, work, cfg))
 
     def make(changes: dict[str, Any]) -> Clip:
         tried = Config.model_validate({**cfg.model_dump(), **changes, "fallback": None})
@@ -132,7 +138,14 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
 
     clip, steps = descend(work, make, cfg.fallback)
     atomic.write_json(out / "fallback.json", [asdict(judged) for judged in steps])
-    return replace(work, clip=clip)
+    return replace(work, clip=with_classes(clip, work, cfg))
+
+
+def with_classes(clip: Clip, work: Work, cfg: Config) -> Clip:
+    """The model with the class matrix of its text tower, where that tower stays float."""
+    if cfg.towers != ("image",) or work.data.classes_file is None:
+        return clip
+    return replace(clip, classes=class_matrix(clip, work.data))
 
 
 def quantized(work: Work, cfg: Config, out: Path) -> ClipModel:
@@ -142,12 +155,13 @@ def quantized(work: Work, cfg: Config, out: Path) -> ClipModel:
     layers = plan(model, cfg)
     if cfg.mixed is not None:
         layers = _mixed(model, layers, calibration, cfg, cfg.mixed, work.seed)
-    made = ptq.quantize(model, layers, calibration, cfg.equalize, cfg.bias_correction)
+    settings = (cfg.equalize, cfg.bias_correction, cfg.float_neurons)
+    made = ptq.quantize(model, layers, calibration, *settings)
     harm = sensitivity.kl(made, list(layers), calibration) if cfg.rescue else {}
     saved = rescued(harm, cfg.rescue)
     if saved:
         layers = {name: layer for name, layer in layers.items() if name not in saved}
-        made = ptq.quantize(model, layers, calibration, cfg.equalize, cfg.bias_correction)
+        made = ptq.quantize(model, layers, calibration, *settings)
     if cfg.reconstruction is not None:
         reconstruct.reconstruct_(made, calibration, cfg.reconstruction, work.seed)
     scheme = made.model.config.scheme
@@ -188,19 +202,16 @@ def _entry(name: str, module: nn.Module, cfg: Config) -> LayerScheme | None:
             return None
         return LayerScheme(weight_bits=cfg.table_bits, ranges=cfg.ranges)
     if isinstance(module, nn.Conv2d) and name == "image.patch":
-        act_bits = None if cfg.act_bits is None else PATCH_BITS
-        bits = 7 if cfg.weight_bits == 7 else PATCH_BITS
-        return LayerScheme(weight_bits=bits, act_bits=act_bits, act=cfg.act, ranges=cfg.ranges)
+        return _patch_entry(module, cfg)
     kind = _kind(name, cfg)
     if (
         type(module) is nn.Linear
     ):  # torch's attention reads its subclass's weight without calling it
         last = cfg.projection_bits if name.endswith(".projection") else None
-        group = cfg.group if cfg.group and module.in_features % cfg.group == 0 else 0
         return LayerScheme(
             weight_bits=last or cfg.weight_bits,
             weight_symmetric=cfg.weight_symmetric,
-            group=group,
+            group=_group(module.in_features, cfg),
             act_bits=cfg.act_bits and (last or cfg.act_bits),
             act=kind,
             act_symmetric=cfg.act_symmetric and kind == "static",
@@ -210,6 +221,25 @@ def _entry(name: str, module: nn.Module, cfg: Config) -> LayerScheme | None:
     if name.rsplit(".", 1)[-1] in SITES and cfg.attention and cfg.act_bits is not None:
         return LayerScheme(act_bits=cfg.act_bits, act=kind, ranges=cfg.ranges)
     return None
+
+
+def _patch_entry(patch: nn.Conv2d, cfg: Config) -> LayerScheme:
+    """Eight bits whatever the rest gets; without rounded inputs as finely as the rest."""
+    bits = 7 if cfg.weight_bits == 7 else PATCH_BITS
+    if cfg.act_bits is not None:
+        return LayerScheme(weight_bits=bits, act_bits=PATCH_BITS, act=cfg.act, ranges=cfg.ranges)
+    return LayerScheme(
+        weight_bits=bits,
+        weight_symmetric=cfg.weight_symmetric,
+        group=_group(patch.weight[0].numel(), cfg),
+        ranges=cfg.ranges,
+        rounding="gptq" if cfg.rounding == "gptq" else "nearest",
+    )
+
+
+def _group(width: int, cfg: Config) -> int:
+    """Columns that share a scale; a width that groups don't divide is one group."""
+    return cfg.group if cfg.group and width % cfg.group == 0 else 0
 
 
 def _kind(name: str, cfg: Config) -> Activation:

@@ -37,9 +37,7 @@ def test_claims_of_hand_made_rows() -> None:
     found = {claim["name"]: claim for claim in claims(rows)}
     loss = found["teacher, onnxruntime, w8a8: loss of top1, executed"]
     assert loss["value"] == pytest.approx(0.0015) and loss["holds"]
-    gained = found[
-        "teacher, onnxruntime: w4 over round-to-nearest at the same size, top1, executed"
-    ]
+    gained = found["teacher, onnxruntime: w4 over round-to-nearest at its size, top1, executed"]
     assert gained["value"] == pytest.approx(0.02) and gained["holds"]
     step = found["teacher: w4a4 repq over w4a4 uniform, top1, simulated"]
     assert step["value"] == pytest.approx(-0.05) and not step["holds"]
@@ -53,9 +51,20 @@ def test_claims_of_hand_made_rows() -> None:
         assert len(kinds) == 1, claim["name"]
 
 
-def test_every_arm_is_a_valid_setting() -> None:
-    for settings in (*EXECUTED.values(), *SIMULATED.values()):
-        quantize.Config.model_validate(settings)
+@pytest.mark.parametrize("arm", EXECUTED)
+def test_what_is_called_executed_has_kernels(arm: str) -> None:
+    cfg = quantize.Config.model_validate(EXECUTED[arm])
+    entries = quantize.plan(tiny_clip().model, cfg).values()
+    assert entries and all(entry.executable for entry in entries)
+
+
+@pytest.mark.parametrize("arm", SIMULATED)
+def test_what_is_called_simulated_has_none(arm: str) -> None:
+    cfg = quantize.Config.model_validate(SIMULATED[arm])
+    entries = quantize.plan(tiny_clip().model, cfg)
+    bits = {entries[n].weight_bits for n in entries if n.endswith("mlp.up")}
+    assert bits == {int(arm[1])} if arm[0] == "w" else bits == {4} and cfg.mixed
+    assert not all(entry.executable for entry in entries.values())
 
 
 def test_injected_outliers_leave_the_function_as_it_is() -> None:

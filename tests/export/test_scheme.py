@@ -13,10 +13,11 @@ from tiny import tiny_clip, tiny_data
 from torch import Tensor
 
 from compress.clip import Clip, TorchEncoder
-from compress.scheme import LayerScheme
+from compress.scheme import LayerScheme, Scheme
 from compress.stages import quantize
+from compress.twin import with_scheme
 from compress.work import Work
-from export import _nbits, _parity, _scheme, onnxruntime
+from export import _decomposed, _nbits, _parity, _scheme, onnxruntime
 from export import onnx as portable
 
 W4 = {"act_bits": None, "weight_bits": 4}
@@ -61,6 +62,26 @@ def test_executed_equals_simulated(
     found, notes = executed(clip, tower, rows)
     assert torch.cosine_similarity(wanted, found).min() > agreement
     assert notes == {}
+
+
+@pytest.mark.parametrize("act", ["static", "dynamic"])
+def test_massive_neurons_run_in_float_beside_the_integers(act: str, tmp_path: Path) -> None:
+    clip = tiny_clip(layers=1)
+    with torch.no_grad():
+        mlp = clip.model.image.blocks[0].mlp
+        mlp.up.bias[5] = 300.0
+        mlp.down.weight[:, 5] *= 1e-2
+    work = Work(clip, clip, tiny_data(tmp_path))
+    made = quantize.run(work, quantize.Config(act=act), tmp_path).clip
+    rows = _parity.probes(made)[0][:8]
+    wanted = TorchEncoder(made).encode_image(rows)
+    assert torch.cosine_similarity(wanted, TorchEncoder(clip).encode_image(rows)).min() > 0.999
+    found, notes = executed(made, "image", rows)
+    assert torch.cosine_similarity(wanted, found).min() > 0.999
+    assert notes == {}
+    lowered, _ = _decomposed.realise(made, "image", dynamic=act == "dynamic")
+    with torch.no_grad():
+        assert torch.cosine_similarity(wanted, lowered(rows)).min() > 0.999
 
 
 def test_a_static_bundle_agrees_and_holds_integers(tmp_path: Path) -> None:
@@ -124,6 +145,19 @@ def test_packed_blocks_unpack_to_the_codes(width: int, group: int, bits: int, ki
             )
 
 
+@pytest.mark.parametrize("rest", ["float16", "float32"])
+def test_a_model_that_stays_unrounded_is_written_in_floats(rest: str, tmp_path: Path) -> None:
+    clip = tiny_clip(layers=1)
+    made = clip.with_model(with_scheme(clip.model, Scheme(layers={}, rest=rest)), {})
+    out = tmp_path / "bundle"
+    onnxruntime.write(made, onnxruntime.Config(precision="int8", min_cosine=0.999), out)
+    about = json.loads((out / "bundle.json").read_text())["runtime"]
+    assert about["scheme"] == rest
+    kinds = {i.data_type for i in onnx.load(out / "image.onnx").graph.initializer}
+    assert (onnx.TensorProto.FLOAT16 in kinds) == (rest == "float16")
+    assert onnx.TensorProto.INT8 not in kinds
+
+
 def test_openvino_computes_the_same_scheme(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     from export import openvino
@@ -133,6 +167,31 @@ def test_openvino_computes_the_same_scheme(tmp_path: Path) -> None:
     openvino.write(clip, openvino.Config(precision="int8", min_cosine=0.999), out)
     told = json.loads((out / "bundle.json").read_text())["runtime"]
     assert told["not_as_the_scheme_says"] == {}
+
+
+def test_openvino_leaves_inputs_float_where_the_scheme_does(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    from export import openvino
+
+    clip = quantized(tmp_path, act_bits=None)
+    out = tmp_path / "bundle"
+    openvino.write(clip, openvino.Config(precision="int8", min_cosine=0.99999), out)
+    told = json.loads((out / "bundle.json").read_text())["runtime"]
+    assert told["plugin"] == openvino.FLOAT_INPUTS
+    assert not openvino.inputs_stay(quantized(tmp_path, act="dynamic").model.config.scheme)
+
+
+def test_executorch_computes_the_same_scheme(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    from export import executorch
+
+    clip = quantized(tmp_path)
+    out = tmp_path / "bundle"
+    executorch.write(clip, executorch.Config(precision="int8", min_cosine=0.999), out)
+    told = json.loads((out / "bundle.json").read_text())["runtime"]
+    notes = told["not_as_the_scheme_says"]
+    assert notes["image.blocks.0.mlp.up"] == "asked w8a8 static, runs w8a8 dynamic"
+    assert told["image"]["delegated_share"] > 0.9
 
 
 def test_litert_computes_the_same_scheme(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from tiny import tiny_clip
 
 import compress.clip
 from compress import calibrate
+from compress.batches import embed_names
 from compress.clip import TorchEncoder
 from compress.errors import PocketclipError
 from compress.nn.fake import RoundedLinear
@@ -100,6 +101,28 @@ def test_rescue_leaves_the_worst_layers_in_float(work: Work, tmp_path: Path) -> 
     assert worst not in made.config.scheme.layers
 
 
+def with_massive_neuron(work: Work) -> Work:
+    """A model one of whose neurons fires at 300 and is read with a weight of a thousandth."""
+    clip = tiny_clip(seed=3)
+    with torch.no_grad():
+        mlp = clip.model.image.blocks[0].mlp
+        mlp.up.weight[5] *= 30
+        mlp.up.bias[5] = 300.0
+        mlp.down.weight[:, 5] *= 1e-2
+    return replace(work, clip=clip)
+
+
+def test_massive_activations_are_computed_in_float(work: Work, tmp_path: Path) -> None:
+    spoilt = with_massive_neuron(work)
+    lost = worst_cosine(spoilt, Config(float_neurons=0), tmp_path)
+    made = quantize.run(spoilt, Config(), tmp_path).clip.model
+    assert made.config.scheme is not None
+    assert made.config.scheme.layers["image.blocks.0.mlp.down"].float_columns == (5,)
+    others = [e.float_columns for n, e in made.config.scheme.layers.items() if "blocks.0" not in n]
+    assert not any(others)
+    assert lost < 0.99 < 0.998 < worst_cosine(spoilt, Config(), tmp_path)
+
+
 def test_only_the_towers_asked_for_are_rounded(work: Work, tmp_path: Path) -> None:
     made = quantize.run(work, Config(towers=("image",)), tmp_path).clip.model
     assert made.config.scheme is not None
@@ -107,6 +130,15 @@ def test_only_the_towers_asked_for_are_rounded(work: Work, tmp_path: Path) -> No
     tokens = calibrate.draw(work.clip, work.data, 4, 1).tokens
     with torch.no_grad():
         assert torch.equal(made.encode_text(tokens), work.clip.model.encode_text(tokens))
+
+
+def test_fixed_prompts_go_along_in_float(work: Work, tmp_path: Path) -> None:
+    made = quantize.run(work, Config(towers=("image",)), tmp_path).clip
+    names = [name for _, name in work.data.classes]
+    templates = list(work.data.templates)
+    assert made.classes is not None and made.classes.names == tuple(names)
+    torch.testing.assert_close(made.classes.embeddings, embed_names(work.clip, names, templates))
+    assert quantize.run(work, Config(), tmp_path).clip.classes is None
 
 
 def test_what_cannot_work_is_refused(work: Work, tmp_path: Path) -> None:
