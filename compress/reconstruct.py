@@ -160,5 +160,5 @@ def _settle_(layer: RoundedLinear, variable: Tensor) -> None:
     """Put the weight on the codes that were learnt."""
     assert layer.codes is not None
     layer.codes.soft = (share(variable) >= 0.5).float()
-    layer.weight.copy_(layer.codes(layer.weight))
+    layer.weight.copy_(layer.rounded_weight())
     layer.codes.soft = None

@@ -9,8 +9,15 @@ import torch
 from tiny import tiny_clip
 
 from benchmarks import stages
+from benchmarks.experiments import _quantization_bench as bench
 from benchmarks.experiments import _quantization_page as quantization_page
-from benchmarks.experiments._quantization_arms import EXECUTED, SIMULATED, with_outliers
+from benchmarks.experiments import quantization
+from benchmarks.experiments._quantization_arms import (
+    EXECUTED,
+    SIMULATED,
+    with_massive_neurons,
+    with_outliers,
+)
 from benchmarks.experiments._quantization_claims import claims
 from compress.stages import quantize
 
@@ -67,6 +74,43 @@ def test_what_is_called_simulated_has_none(arm: str) -> None:
     assert not all(entry.executable for entry in entries.values())
 
 
+def test_rows_are_kept_under_the_weights_they_are_of(tmp_path: Path) -> None:
+    weights = tmp_path / "run" / bench.STUDENT / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"first")
+    own = bench.Bench(tmp_path, True, tmp_path / "run")
+    first = own.kept("float-student", "student")
+    assert own.kept("float-student", "student") == first
+    weights.write_bytes(b"second")
+    assert own.kept("float-student", "student") != first
+    assert own.kept("float-teacher", "teacher").parent != first.parent
+    assert own.kept("latency", None) == tmp_path / "latency.json"
+
+
+def test_arms_are_chosen_in_the_order_of_the_beginnings(tmp_path: Path) -> None:
+    every = quantization.jobs(bench.Bench(tmp_path, False), ("teacher", "student"), (0, 1))
+    assert len({job.name for job in every}) == len(every)
+    found = quantization.chosen(every, ["prompts-student", "float-teacher", "prompts-student-0"])
+    assert [job.name for job in found] == [
+        "prompts-student-0",
+        "prompts-student-1",
+        "float-teacher",
+    ]
+    assert len(quantization.chosen(every, [""])) == len(every)
+
+
+def test_massive_neurons_are_read_as_much_less() -> None:
+    model = tiny_clip().model
+    spoilt = with_massive_neurons(model)
+    pixels = torch.randn(2, 3, 32, 32)
+    reach = []
+    for made in (model, spoilt):
+        mlp = made.image.blocks[0].mlp
+        mlp.down.register_forward_pre_hook(lambda _, x: reach.append(x[0].abs().amax((0, 1))))
+        made.encode_image(pixels)
+    assert reach[1][0] > 20 * reach[0][0] and torch.equal(reach[1][1:], reach[0][1:])
+
+
 def test_injected_outliers_leave_the_function_as_it_is() -> None:
     model = tiny_clip().model
     spoilt = with_outliers(model, every=5)
@@ -95,10 +139,26 @@ def test_the_page_keeps_executed_and_simulated_apart() -> None:
     assert "repq" not in executed and "| teacher | w4a4 repq | 0.3000 |" in simulated
     tables, _, rest = simulated.partition("## Not measured yet")
     assert "w8a8 |" not in tables
+    assert "Smaller indexes" not in page and "- time: ViT-B-16" in rest
     missing = rest.partition("## What was asked for")[0]
     assert "w8a8 (openvino)" in missing and "w8a8 (onnxruntime)" not in missing
     assert "w4a4 repq" not in missing and "w4a4 uniform" in missing
     assert "- student: every arm" in missing
+
+
+def test_the_page_has_indexes_and_times() -> None:
+    vectors = {"model": "teacher", "arm": "vectors int8", "seed": 0, "executed": False}
+    rows = [
+        row("float", 0.5, False),
+        vectors | {"text_to_image_r1": 0.25, "bytes_per_vector": 64},
+        vectors | {"model": "ViT-B-16", "arm": "latency x", "p50_ms": 12.34567, "min_ms": 11.0},
+    ]
+    lines = quantization_page._plain("## t", rows, quantization_page.VECTORS)[1].splitlines()
+    assert lines[2:] == ["| teacher | vectors int8 | 0.25 | 64 |"]
+    lines = quantization_page._plain("## t", rows, quantization_page.TIMES)[1].splitlines()
+    assert lines[2:] == ["| ViT-B-16 | latency x | 12.35 | 11 |"]
+    missing = quantization_page._missing(rows)
+    assert "smaller indexes" not in missing.splitlines()[0] and "time: ViT-B-16" not in missing
 
 
 def test_the_page_shows_the_committed_figures() -> None:
