@@ -52,9 +52,8 @@ def realise(model: Any, clip: Clip, tower: str, runtime: Runtime) -> tuple[Any, 
     scheme = clip.model.config.scheme
     assert scheme is not None
     if not scheme.layers:
-        half = (
-            scheme.rest == "float16" and runtime == "onnxruntime"
-        )  # OpenVINO stores halves itself
+        # OpenVINO makes halves itself, when it saves the file.
+        half = scheme.rest == "float16" and runtime == "onnxruntime"
         return (_narrow.half(model) if half else model), {}
     layers, notes = _snapped(clip, tower, runtime)
     by_weight = {_key(floats): layer for floats, layer in layers}
