@@ -17,7 +17,7 @@ from compress.scheme import LayerScheme, Scheme
 from compress.stages import quantize
 from compress.twin import with_scheme
 from compress.work import Work
-from export import _decomposed, _nbits, _parity, _scheme, onnxruntime
+from export import _decomposed, _nbits, _parity, _scheme, _snap, onnxruntime
 from export import onnx as portable
 
 W4 = {"act_bits": None, "weight_bits": 4}
@@ -114,7 +114,7 @@ def test_snapping_keeps_what_kernels_compute() -> None:
         LayerScheme(weight_bits=8, act_bits=8, act="dynamic"),
         LayerScheme(weight_bits=4, group=32),
     ):
-        assert _scheme.nearest(entry, "image.blocks.0.mlp.up", "onnxruntime") == entry
+        assert _snap.nearest(entry, "image.blocks.0.mlp.up", "onnxruntime") == entry
 
 
 @pytest.mark.parametrize(("width", "group"), [(48, 48), (64, 16), (96, 32)])
