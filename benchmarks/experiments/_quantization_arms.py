@@ -18,6 +18,8 @@ RUNTIMES = {
 # These realise 8-bit pairs only: what LiteRT computes has fixed ranges, ExecuTorch's XNNPACK finds
 # its own while running.
 EIGHT_BITS = {"executorch": ("w8a8",), "litert": ("w8a8",)}
+# ... so its files are not to agree with the simulation of fixed ranges.
+OWN_RANGES = ("executorch",)
 FIXED_PROMPTS = "w8a8"
 PLAIN: dict[str, Any] = {
     "equalize": "none",

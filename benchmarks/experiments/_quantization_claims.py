@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments._quantization_arms import RUNTIMES
+from benchmarks.experiments._quantization_arms import OWN_RANGES, RUNTIMES
 
 Rows = list[dict[str, Any]]
 LADDER = ("w4a4 uniform", "w4a4 repq", "mixed lrp", "w4a4 adalog", "w4a4 reconstructed")
@@ -38,6 +38,8 @@ def _executed(rows: Rows, model: str) -> list[dict[str, Any]]:
         for arm in ("w4", "w4 in 64s"):
             name = f"{model}, {runtime}: {arm} over round-to-nearest at its size, top1, executed"
             found.append(_gain(rows, of(arm), of(f"{arm} rtn"), 0.01, name))
+        if runtime in OWN_RANGES:
+            continue
         worst = [rows[i]["worst_cosine_to_simulation"] for i in of("w8a8")]
         name = f"{model}, {runtime}, w8a8: worst cosine of executed to simulated"
         found.append(_entry(name, min(worst, default=0.0), 0.999, "higher", "ratio", of("w8a8")))
