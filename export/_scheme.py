@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 
 from compress.clip import Clip
-from compress.nn.fake import ActRounding, RoundedEmbedding
+from compress.nn.fake import ActRounding, RoundedEmbedding, RoundedLinear
 from compress.scheme import LayerScheme
 from compress.twin import Rounded, rounded_layers
 from export import _int8, _narrow, _nbits
@@ -100,8 +100,9 @@ def _read(
     assert module.codes is not None
     signed = asked.weight_symmetric
     kind = np.int8 if signed else np.uint8
-    weight, columns = module.weight, getattr(module, "float_columns", ())
-    if columns:
+    weight, columns = module.weight, tuple[int, ...]()
+    if isinstance(module, RoundedLinear) and module.float_columns:
+        columns = module.float_columns
         weight = weight.index_fill(1, module.beside(), 0)
     codes = module.codes.codes(weight).numpy(force=True).astype(kind)  # [O, D]
     floats = module.rounded_weight().flatten(1).numpy(force=True)
