@@ -29,6 +29,7 @@ def _executed(rows: Rows, model: str) -> list[dict[str, Any]]:
             ("w8a8", "text_to_image_r1", 0.005),
             ("w8a8", "image_to_text_r1", 0.005),
             ("w8", "top1", 0.0005),
+            ("w8 whole rows", "top1", 0.0005),
             ("w4", "top1", 0.005),
             ("w4 in 64s", "top1", 0.005),
         ]
