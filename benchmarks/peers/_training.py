@@ -118,6 +118,8 @@ class Ticking:
 
     def __init__(self, feed: Any, clock: Clock) -> None:
         self.feed, self.clock, self.widths = feed, clock, feed.widths
+        self.names: list[str] = feed.names
+        self.teacher_bank: Callable[[], tuple[Tensor, ...]] = feed.teacher_bank
 
     def at(self, step: int) -> Batch:
         self.clock.tick()
