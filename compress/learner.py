@@ -51,6 +51,7 @@ class Learner(nn.Module):
     def __init__(self, clip: Clip, cfg: Any, widths: tuple[int, ...], whole: ClipConfig) -> None:
         super().__init__()
         student = clip.model
+        _check_tokens(student.config, cfg)
         self.cfg, self.clip = cfg, clip
         self.student = student
         self.parts = Parts(cfg, student.config.embed_dim, widths)
@@ -205,6 +206,22 @@ class Learner(nn.Module):
         empty = {n: torch.zeros_like(t) for n, t in ClipModel(config).state_dict().items()}
         self.student = build(config, empty, "checkpoint").to(device).train()
         self.masks = None
+
+
+def _check_tokens(config: ClipConfig, cfg: Any) -> None:
+    """Refuse what reads all tokens of all blocks, where a tower doesn't have them."""
+    words = cfg.used("matching", "masked_language")
+    towers = {"image": config.vision} if words or cfg.removal else {}
+    for side, tower in {**towers, **({"text": config.text} if words else {})}.items():
+        if getattr(tower, "last_block", "all") == "pooled":
+            raise PocketclipError(
+                "distill: removal, matching and masked_language read all tokens of all blocks, "
+                f"but the {side} tower's last block sees one: put the exact stage after distill"
+            )
+    if cfg.removal and getattr(config.vision, "reduction", None):
+        raise PocketclipError(
+            "distill.removal needs a tower that keeps its tokens: put prune_tokens after distill"
+        )
 
 
 def _gathered(teachers: tuple[TeacherFeatures, ...]) -> tuple[TeacherFeatures, ...]:

@@ -66,7 +66,9 @@ def scrambled(model: torch.nn.Module, masks: Masks) -> None:
                 value.add_(torch.randn_like(value) * 0.3)
 
 
-@pytest.mark.parametrize("vision", [{}, {"pre_norm": False}, {"pooling": "mean"}])
+@pytest.mark.parametrize(
+    "vision", [{}, {"pre_norm": False}, {"pooling": "mean"}, {"last_block": "pooled"}]
+)
 def test_masked_and_pruned_models_agree(vision: dict[str, object]) -> None:
     clip = tiny_clip(layers=3)
     config = clip.model.config
@@ -99,6 +101,20 @@ def test_expected_size_is_the_prunable_size_where_all_gates_are_open() -> None:
     width, layers = 32, 2
     # four square matrices with biases, and the two of an MLP of twice the width without
     assert size == layers * (4 * width**2 + 4 * width + 4 * width**2)
+
+
+def test_no_mask_is_lost_for_ever() -> None:
+    config = tiny_clip().model.config
+    masks = Masks(config, HALF, config)
+    with torch.no_grad():
+        masks.image.hidden.copy_(torch.linspace(-50, 50, 32))
+    masks.draw()
+    limit = math.log(100)
+    assert float(masks.image.hidden.detach().min()) == pytest.approx(-limit)
+    assert float(masks.image.hidden.detach().max()) == pytest.approx(limit)
+    masks.multipliers.data.fill_(70.0)
+    masks.draw()
+    assert masks.multipliers.tolist() == [70.0, 70.0]
 
 
 def test_the_budget_pushes_only_while_it_is_missed() -> None:
