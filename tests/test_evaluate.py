@@ -177,6 +177,21 @@ def test_agreement_with_itself_is_complete_and_with_another_is_counted():
     assert row["teacher_image_cosine"] == pytest.approx((own.images * other.images).sum(1).mean())
 
 
+def test_images_of_no_class_count_in_no_class_figure():
+    data, cfg = numbers(), Config(resamples=100)
+    concepts = data.evaluate["val"].concepts
+    concepts[-8:] = [""] * 8
+    own = embed(Shade(noise=0.3), CLIP, data, cfg, **QUIET)["val"]
+    other = embed(Shade(noise=0.3, seed=5), CLIP, data, cfg, **QUIET)["val"]
+    row = measure(own, cfg, other)
+    guesses = [(e.images @ e.classes.T).argmax(1) for e in (own, other)]
+    right = np.array([int(c[1:]) for c in concepts[:-8]])
+    assert row["top1"] == pytest.approx((guesses[0][:-8] == right).mean())
+    agree = guesses[0] == guesses[1]
+    assert agree[:-8].mean() != agree.mean(), "the case must tell them apart"
+    assert row["teacher_top1_agreement"] == pytest.approx(agree[:-8].mean())
+
+
 def test_batch_size_changes_no_figure():
     encoder = Shade(noise=0.4)
     rows = [

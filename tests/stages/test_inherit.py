@@ -9,6 +9,7 @@ from tiny import tiny_clip
 
 from compress.clip import load, save
 from compress.errors import PocketclipError
+from compress.model import ClipModel, initialise_
 from compress.stages.inherit import Config, Shape, VisionShape, run
 from compress.work import Work
 
@@ -42,6 +43,19 @@ def test_one_layer_of_two_comes_from_where_the_rule_says(work: Work, tmp_path: P
         student = run(three, cfg, tmp_path).clip.model
         expected = three.clip.model.image.blocks[origin].mlp.up.weight
         assert torch.equal(student.image.blocks[1].mlp.up.weight, expected), rule
+
+
+def test_a_tower_without_a_projection_gets_one_that_changes_nothing(
+    work: Work, tmp_path: Path
+) -> None:
+    clip = tiny_clip(embed_dim=32)
+    vision = clip.model.config.vision.model_copy(update={"projection": "none"})
+    model = ClipModel(clip.model.config.model_copy(update={"vision": vision}))
+    initialise_(model)
+    teacher = replace(work, clip=replace(clip, model=model))
+    student = run(teacher, Config(vision=VisionShape(width=16)), tmp_path).clip.model
+    assert student.config.vision.projection == "linear"
+    assert torch.equal(student.image.projection.weight, torch.eye(32)[:, :16])
 
 
 def test_irregular_students_save_and_load(work: Work, tmp_path: Path) -> None:
