@@ -38,6 +38,7 @@ def page(result: dict[str, Any]) -> str:
             cells = [_cell(rows, source, target, precision, tower, reasons) for source in sources]
             name = TARGETS.get(target, target)
             parts.append(f"| {name} | {precision or ''} | " + " | ".join(cells) + " |")
+    parts += _costs(rows, sources)
     if reasons:
         parts.append("\n## Reasons\n")
         parts += [f"{number}. {reason}" for reason, number in reasons.items()]
@@ -48,6 +49,29 @@ def page(result: dict[str, Any]) -> str:
         f"{machine['cpu']}; {packages}: `benchmarks/results/targets.json`.\n"
     )
     return "\n".join(parts)
+
+
+def _costs(rows: list[dict[str, Any]], sources: list[str]) -> list[str]:
+    """What the first precision of each target cost: time on the wall, of processors, memory."""
+    head = ["\n## Time and memory of an export\n"]
+    head += ["Seconds with the parity gate, of them processor time; megabytes added.\n"]
+    head += ["| target | " + " | ".join(sources) + " |", "|---|" + "---:|" * len(sources)]
+    first: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        if row.get("seconds") is not None:
+            first.setdefault((row["target"], row["source"]), row)
+    lines = []
+    for target in dict.fromkeys(target for target, _ in first):
+        found = [first.get((target, source)) for source in sources]
+        cells = " | ".join("" if row is None else _cost(row) for row in found)
+        lines.append(f"| {TARGETS.get(target, target)} | {cells} |")
+    return [*head, *lines] if lines else []
+
+
+def _cost(row: dict[str, Any]) -> str:
+    spent = row.get("processor_seconds")
+    megabytes = row.get("peak_memory_bytes", 0) / 1e6
+    return f"{row['seconds']:.0f} s{f' ({spent:.0f} s)' if spent else ''}, {megabytes:.0f} MB"
 
 
 def _claims(claims: list[dict[str, Any]]) -> list[str]:

@@ -21,9 +21,9 @@ from export._tokenizer import as_json, self_contained
 VERSION = 1
 REQUIRES = "web"
 
-Dtype = Literal["fp32", "fp16", "q8"]
-SUFFIXES = {"fp32": "", "fp16": "_fp16", "q8": "_quantized"}
-MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "q8": 0.98}
+Dtype = Literal["fp32", "fp16", "q8", "q4"]
+SUFFIXES = {"fp32": "", "fp16": "_fp16", "q8": "_quantized", "q4": "_q4"}
+MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "q8": 0.98, "q4": 0.9}
 STEMS = {"image": "vision_model", "text": "text_model"}
 NAMES = {"image": ("pixel_values", "image_embeds"), "text": ("input_ids", "text_embeds")}
 DEMO = Path(__file__).with_name("demo")
@@ -77,7 +77,8 @@ class Config(BaseModel):
 
     precision: Dtype = "q8"
     """transformers.js's name of the type: q8 (WebAssembly's default there, 8-bit weights and
-    activations), fp16 (half the size, meant for WebGPU), or fp32."""
+    activations), q4 (matrices in 4 bits, a scale per 32 weights, the rest as in fp32), fp16 (half
+    the size, meant for WebGPU), or fp32."""
     also: tuple[Dtype, ...] = ()
     """Further types that stand beside it in the same folder, each checked as well."""
     opset: int = Field(default=20, ge=20, le=23)
@@ -91,7 +92,8 @@ class Config(BaseModel):
     pictures: Path | None = None
     """A webdataset tar or a folder of pictures for the page to search in as well."""
     min_cosine: float | None = Field(default=None, ge=-1, le=1)
-    """Parity gate, worst cosine to the torch model; None: 0.9999 fp32, 0.999 fp16, 0.98 q8."""
+    """Parity gate, worst cosine to the torch model; None: 0.9999 fp32, 0.999 fp16, 0.98 q8,
+    0.9 q4."""
 
 
 def write(clip: Clip, cfg: Config, out: Path) -> None:
@@ -230,6 +232,10 @@ def _converted(graph: Any, dtype: str, full_range: bool) -> Any:
         from export import _int8
 
         return _int8.rewrite(graph, _int8.FULL_RANGE if full_range else _int8.REDUCED_RANGE)
+    if dtype == "q4":
+        from export import _narrow
+
+        return _narrow.four_bits(graph)
     if dtype == "fp16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 

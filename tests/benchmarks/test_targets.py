@@ -23,7 +23,14 @@ FAILED = {"passed": False, "kind": "refused", "reason": "litert fp32, text tower
 ROWS = [
     row(targets.STUDENT, "litert", "image"),
     row(targets.STUDENT, "litert", "text", **FAILED),
-    row(targets.STUDENT, "openvino", "image", seconds=25.0, runtime={"delegates": 3}),
+    row(
+        targets.STUDENT,
+        "openvino",
+        "image",
+        seconds=25.0,
+        processor_seconds=9.0,
+        runtime={"delegates": 3},
+    ),
     row(targets.STUDENT, "openvino", "text"),
     row("ViT-B/16", "openvino", "image", weights_bytes=600, peak_memory_bytes=1500),
     row("ViT-B/16", "litert", "image", passed=False, kind="no source", reason="none"),
@@ -78,6 +85,21 @@ def test_page_shows_figures_reasons_and_gaps() -> None:
     assert "| OpenVINO | fp32 | 0.99991, 3 delegates | 0.99991 |" in page
     assert "2. litert fp32, text tower: too far" in page
     assert "falls short" in page
+    assert "| OpenVINO | 25 s (9 s), 0 MB | 10 s, 0 MB |" in page
+
+
+def test_further_claims_count_only_what_they_name() -> None:
+    rows = [
+        row("MobileCLIP2-S0", "ncnn", "image", **FAILED),
+        row("MobileCLIP2-S0", "ncnn", "text"),
+        row(targets.STUDENT, "tensorrt", "image", precision="fp8", **FAILED),
+        row(targets.STUDENT, "tensorrt", "image", precision="int8"),
+        row(targets.STUDENT, "coreml", "text", **FAILED),
+    ]
+    found = {claim["name"]: claim["value"] for claim in targets.claims(rows)}
+    assert found["ncnn: towers of transformers shown to pass"] == 1
+    assert found["tensorrt: fp16 and int8 engines built, their parity simulated"] == 1
+    assert found["coreml: towers converted, their parity simulated"] == 0
 
 
 def test_a_crash_is_told_by_its_last_error_without_places(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def _trace_once() -> Iterator[None]:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files without the page: only the browser is needed, and not even that to write them."""
     folder = tmp_path_factory.mktemp("export") / "web"
-    web.write(tiny_clip(), web.Config(page=False, also=("fp32", "fp16")), folder)
+    web.write(tiny_clip(), web.Config(page=False, also=("fp32", "fp16", "q4")), folder)
     return folder
 
 
@@ -122,7 +122,7 @@ def test_layout_and_names_are_those_of_transformers_js(bundle: Path) -> None:
     assert {path.name for path in (bundle / "onnx").iterdir()} == {
         f"{tower}_model{suffix}.onnx"
         for tower in ("text", "vision")
-        for suffix in ("", "_fp16", "_quantized")
+        for suffix in ("", "_fp16", "_quantized", "_q4")
     }
     assert read(bundle / "config.json")["model_type"] == "clip"
     about = read(bundle / "bundle.json")
@@ -222,7 +222,7 @@ def test_ids_are_those_of_the_contract(page: BrowserPage, tmp_path: Path, which:
         assert row == wanted, text
 
 
-@pytest.mark.parametrize(("dtype", "cosine"), [("q8", 0.99), ("fp32", 0.99999)])
+@pytest.mark.parametrize(("dtype", "cosine"), [("q8", 0.99), ("q4", 0.9), ("fp32", 0.99999)])
 def test_transformers_js_gives_our_embeddings(
     bundle: Path, clip: Clip, tmp_path: Path, dtype: str, cosine: float
 ) -> None:
