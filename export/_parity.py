@@ -9,6 +9,7 @@ from typing import Any, NotRequired, TypedDict
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from compress.clip import Clip, Encoder, TorchEncoder
@@ -16,6 +17,7 @@ from compress.errors import GateFailed
 from export import _goldens, _zero_shot
 
 NUM_PICTURES = 48
+FLAT = ("black", "gray", "white")
 NEAREST = 10
 NUM_REPEATED = 8
 """Rows that are run a second time, in another order and alone."""
@@ -72,12 +74,15 @@ def check(
 
 
 def probes(clip: Clip) -> tuple[Tensor, Tensor]:
-    """Pixels [B, 3, H, W] and token ids [B, L]: goldens, drawings, captions, flat pictures."""
+    """Pixels [B, 3, H, W] and token ids [B, L]: goldens, drawings, captions, flat pictures.
+
+    All pixels are those of 8-bit pictures: some targets take nothing else (Core ML's ImageType).
+    """
     height, width = clip.preprocess.size
     pictures = list(_goldens.pictures((height, width)).values())
     pictures += [_goldens.drawing(100 + i, (width * 2, height + i)) for i in range(NUM_PICTURES)]
-    flat = [torch.full((3, height, width), value) for value in (-3.0, 0.0, 3.0)]
-    pixels = torch.stack([*(clip.preprocess(picture) for picture in pictures), *flat])
+    pictures += [Image.new("RGB", (width, height), color) for color in FLAT]
+    pixels = torch.stack([clip.preprocess(picture) for picture in pictures])
     return pixels, clip.tokenizer([*_goldens.TEXTS, *_goldens.captions()])
 
 
@@ -131,7 +136,7 @@ def _probe(tower: str, index: int) -> str:
         return f"text {[*_goldens.TEXTS, *_goldens.captions()][index][:30]!r}"
     goldens = list(_goldens.pictures((32, 32)))
     drawings = [f"drawing {n}" for n in range(NUM_PICTURES)]
-    return f"picture {[*goldens, *drawings, 'all -3', 'all 0', 'all 3'][index]}"
+    return f"picture {[*goldens, *drawings, *(f'all {color}' for color in FLAT)][index]}"
 
 
 def _sound(embeddings: Tensor, place: str) -> None:

@@ -142,3 +142,15 @@ def test_the_bundle_holds_the_new_figures(trace_once: None, tmp_path: Path) -> N
     parity = json.loads((tmp_path / "out" / "bundle.json").read_text())["parity"]
     assert parity["image"]["reordered_cosine"] == pytest.approx(1, abs=1e-6)
     assert parity["text"]["full_cosine"] == pytest.approx(1, abs=1e-6)
+
+
+def test_every_probe_is_a_picture_of_8_bits(clip: Clip) -> None:
+    """Core ML's image input takes nothing else: black and white were out of its reach before."""
+    pixels, _ = _parity.probes(clip)
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1) for v in (clip.preprocess.mean, clip.preprocess.std)
+    )
+    levels = (pixels * std + mean) * 255
+    assert (levels - levels.round()).abs().max() < 1e-2
+    assert levels.min().round() == 0 and levels.max().round() == 255
+    assert [len(row.unique()) for row in levels[-3:].round()] == [1, 1, 1]
