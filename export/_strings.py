@@ -7,6 +7,8 @@ text beyond white space and case is not repeated; whoever attaches compares ids.
 import json
 from typing import Any
 
+import numpy as np
+
 from compress.errors import PocketclipError
 from compress.tokenizer import Tokenizer
 from export import _graph
@@ -91,13 +93,12 @@ def _raw(part: _graph.Part, tokenizer: Tokenizer) -> str:
 def _replaced(part: _graph.Part, text: str, pattern: str, instead: str) -> str:
     """A text with every match of a pattern replaced."""
     strings = _string(part, pattern), _string(part, instead)
-    settings = {"domain": _graph.CONTRIB, "global_replace": 1}
-    return part.add("StringRegexReplace", text, *strings, **settings)
+    return part.add("StringRegexReplace", text, *strings, domain=_graph.CONTRIB, global_replace=1)
 
 
 def _string(part: _graph.Part, value: str) -> str:
-    from onnx import TensorProto, helper
+    from onnx import numpy_helper
 
     name = f"{part.prefix}/constant{len(part.constants)}"
-    part.constants.append(helper.make_tensor(name, TensorProto.STRING, [1], [value.encode()]))
+    part.constants.append(numpy_helper.from_array(np.array([value], dtype=object), name))
     return name

@@ -28,7 +28,7 @@ import torch
 
 from benchmarks import bundles, latency, machine, roofline
 from benchmarks.accuracy import Accuracy, num_params
-from benchmarks.experiments.targets import TEACHER, open_clip, teacher
+from benchmarks.experiments.target_sources import TEACHER, open_clip, teacher
 from benchmarks.statistics import summarise
 from benchmarks.timing import Artifact, Config
 from compress import plugin

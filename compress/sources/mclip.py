@@ -9,7 +9,6 @@ any name that a recipe takes.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -176,7 +175,7 @@ def _structure(beside: ClipConfig, texts: Texts, folder: Path) -> ClipConfig:
     return beside.model_copy(update={"text": text})
 
 
-def _state(beside: Clip, texts: Texts, config: ClipConfig) -> Mapping[str, Tensor]:
+def _state(beside: Clip, texts: Texts, config: ClipConfig) -> dict[str, Tensor]:
     """The weights of both towers under our names."""
     state = {k: v for k, v in beside.model.state_dict().items() if not k.startswith("text.")}
     state |= _bert.renamed(texts.weights, texts.encoder, config.text.context_length)

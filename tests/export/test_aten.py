@@ -49,3 +49,18 @@ def test_a_traced_tower_computes_the_same_without_the_operators() -> None:
     torch.testing.assert_close(program.module()(tokens), Tower()(tokens))
     used = {str(node.target) for node in program.graph.nodes}
     assert not used & {"aten.argmax.default", "aten.gather.default", "aten.unbind.int"}
+
+
+def test_the_highest_of_cosines_is_left_to_the_runtime() -> None:
+    """Token reduction compares floats, for which there are no unique whole keys."""
+    assert _aten.highest(torch.randn(2, 5), -1) is NotImplemented
+    program = _aten.graph(Nearest(), torch.randn(1, 4, 3), _aten.PORTABLE)
+    x = torch.randn(1, 4, 3)
+    assert torch.equal(program.module()(x), Nearest()(x))
+
+
+class Nearest(torch.nn.Module):
+    """The token that each token resembles most."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ x.transpose(1, 2)).argmax(dim=-1)
