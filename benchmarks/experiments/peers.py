@@ -169,7 +169,7 @@ def training(clip: Clip, data: Data, place: Path, quick: bool) -> list[dict[str,
     path = place / "training.json"
     if not path.exists():
         student = plugin.source("new:student.json", RECIPE.parent)
-        size, steps, rounds = (32, 2, 1) if quick else (256, 4, 5)
+        size, steps, rounds = (32, 2, 1) if quick else (128, 3, 5)
         work = Work(clip, clip, data, seed=task.SEED)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -209,11 +209,11 @@ def main() -> None:
     found = [{"peer": "teacher", "ours": False, "folder": place / "task" / "onnx"}]
     found += [peer for peer in peers if "folder" in peer] + ours(given.ours)
     judge = Judge(recipe, clip, data, place)
-    trained = training(clip, data, place, given.quick)
     if given.prepare:
         for about in found:
             print(about["peer"], judge(bundles.read(about["folder"], about["peer"])), flush=True)
         return
+    trained = training(clip, data, place, given.quick)
     measured, disturbance = rows(found, QUICK if given.quick else Config(), judge)
     measured += trained
     measured += [peer | {"artifact": peer["peer"]} for peer in peers if "unavailable" in peer]
