@@ -12,20 +12,11 @@ TOWERS = ("image", "text")
 
 def peers(rows: Rows) -> list[str]:
     """A row for each artifact, then training throughput."""
-    heads = (
-        "artifact",
-        "runtime",
-        "precision",
-        "image",
-        "text",
-        "files",
-        "top-1",
-        "image speed-up",
-    )
-    heads += ("lines", "compression, processor time", "note")
-    lines = []
+    heads = ["artifact", "runtime", "precision", "image", "text", "files", "top-1"]
+    heads += ["image speed-up", "lines", "compression, processor time", "note"]
+    cells = []
     for image, text in both(rows, "artifact"):
-        lines.append(
+        cells.append(
             [
                 f"**{image['artifact']}**" if image.get("ours") else image["artifact"],
                 TARGETS.get(image.get("target", ""), image.get("target") or NOTHING),
@@ -41,7 +32,7 @@ def peers(rows: Rows) -> list[str]:
             ]
         )
     trained = [row for row in rows if row.get("task") == "training"]
-    lines = table(heads, lines)
+    lines = table(heads, cells)
     if trained:
         lines += ["Training, the student's shape, one thread, a batch of "]
         lines[-1] += f"{trained[0]['batch_size']} pairs:"

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,8 @@ def main() -> None:
     cfg, repeats = (QUICK, 2) if given.quick else (Config(), REPEATS)
     rows = []
     for n in range(repeats):
-        again = range(n, n + 1)
-        rows += kept(place / f"repeat-{n}.json", lambda r=again: repeated(given.bundles, cfg, r))
+        again = partial(repeated, given.bundles, cfg, range(n, n + 1))
+        rows += kept(place / f"repeat-{n}.json", again)
     seconds = 1.0 if given.quick else 5.0
     rows += kept(place / "others.json", lambda: others(given.bundles, seconds))
     result: dict[str, Any] = {

@@ -206,7 +206,7 @@ def main() -> None:
     task.prepare(clip, data, place / "task")
     names = QUICK_PEERS if given.quick else environment.names()
     peers = [compressed(name, place) | {"ours": False} for name in names]
-    found = [{"peer": "teacher", "ours": False, "folder": place / "task" / "onnx"}]
+    found: Rows = [{"peer": "teacher", "ours": False, "folder": place / "task" / "onnx"}]
     found += [peer for peer in peers if "folder" in peer] + ours(given.ours)
     judge = Judge(recipe, clip, data, place)
     if given.prepare:

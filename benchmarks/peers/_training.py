@@ -21,7 +21,7 @@ from torch import Tensor
 import export.open_clip
 from benchmarks.statistics import interval
 from compress.clip import Clip
-from compress.feed import open_feed
+from compress.feed import Feed, open_feed
 from compress.learner import Batch, Learner
 from compress.stages import distill
 from compress.train import keep_freed_memory
@@ -116,15 +116,21 @@ def _ours(student: Clip, work: Work, cfg: distill.Config, place: Path) -> Callab
 class Ticking:
     """A feed that tells a clock when a batch is asked for."""
 
-    def __init__(self, feed: Any, clock: Clock) -> None:
+    def __init__(self, feed: Feed, clock: Clock) -> None:
         self.feed, self.clock, self.widths = feed, clock, feed.widths
         self.names: list[str] = feed.names
         self.teacher_bank: Callable[[], tuple[Tensor, ...]] = feed.teacher_bank
 
+    @property
+    def names(self) -> list[str]:
+        return self.feed.names
+
+    def teacher_bank(self) -> tuple[Tensor, ...]:
+        return self.feed.teacher_bank()
+
     def at(self, step: int) -> Batch:
         self.clock.tick()
-        batch: Batch = self.feed.at(step)
-        return batch
+        return self.feed.at(step)
 
 
 class Loader:
