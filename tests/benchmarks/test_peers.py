@@ -74,16 +74,17 @@ def test_claim_compares_at_equal_or_better_accuracy():
         return {"artifact": artifact, "ours": ours, "tower": "image", "p50_ms": p50, "top1": top1}
 
     rows = [
-        row("teacher", False, 9.0, 0.52),
+        row("teacher", False, 9.0, 0.515),
         row("a", False, 4.0, 0.50),
         row("b", False, 6.0, 0.51),
+        row("broken", False, 0.5, 0.2),
         row("ours: small", True, 1.0, 0.45),
         row("ours: good", True, 2.0, 0.505),
         {"artifact": "c", "ours": False, "unavailable": "failed"},
     ]
     [claim] = experiment.claims(rows)
-    assert claim["value"] == 2.0 and claim["rows"] == [1, 4] and not claim["holds"]
-    rows[4]["top1"] = 0.49
+    assert claim["value"] == 2.0 and claim["rows"] == [1, 5] and not claim["holds"]
+    rows[5]["top1"] = 0.49
     assert experiment.claims(rows) == []
 
 
