@@ -95,7 +95,8 @@ def as_perf_test(path: Path, bundle: Any, tower: str, seconds: float) -> dict[st
 
 def by_benchmark_app(path: Path, bundle: Any, tower: str, seconds: float) -> dict[str, Any] | None:
     """OpenVINO's own tool; None where it is not installed."""
-    program = shutil.which("benchmark_app")
+    beside = Path(sys.executable).parent / "benchmark_app"
+    program = str(beside) if beside.exists() else shutil.which("benchmark_app")
     if program is None:
         return None
     precision = bundle.about["runtime"].get("inference_precision", "f32")
