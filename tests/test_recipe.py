@@ -100,6 +100,11 @@ def test_set_changes_a_step_by_name_or_index(recipe_file: Path, place: str) -> N
     assert recipe.stages[0].config.noise == 0.1
 
 
+def test_a_path_in_a_step_starts_at_the_recipe(recipe_file: Path) -> None:
+    recipe = recipes.load(recipe_file, ["stages.nudge.words=classes.json"])
+    assert recipe.stages[0].config.words == recipe_file.parent.absolute() / "classes.json"
+
+
 def test_set_fills_what_the_recipe_leaves_out(recipe_file: Path) -> None:
     edit(recipe_file, "- count: {steps: 3}", "- count:")
     overrides = [

@@ -13,8 +13,8 @@ import toy
 import yaml
 
 import compress.clip
+from compress import jobs, runner
 from compress import recipe as recipes
-from compress import runner
 from compress.errors import GateFailed, PocketclipError
 from compress.manifest import locked
 
@@ -85,6 +85,18 @@ def test_stages_pass_the_model_on(recipe_file: Path) -> None:
     metrics = json.loads((out / "01-count" / "metrics.json").read_text())
     parameters = compress.clip.load(out / "01-count").model.parameters()
     assert metrics["num_params"] == sum(p.numel() for p in parameters)
+
+
+def test_a_stage_gets_only_what_stages_before_it_have_made(recipe_file: Path) -> None:
+    out = recipe_file.parent / "run"
+    for name in ("01-curate/curated.tar", "02-reinforce/store/store.json"):
+        (out / name).parent.mkdir(parents=True)
+        (out / name).touch()
+    models = jobs._Models(recipes.load(recipe_file), out)
+    found = [models._made_before(f) for f in ("00-nudge", "01-curate", "02-reinforce")]
+    pictures, curated = [recipe_file.parent / "pictures"], [out / "01-curate/curated.tar"]
+    assert [data.train for data, _ in found] == [pictures, curated, curated]
+    assert [store for _, store in found] == [None, None, out / "02-reinforce/store"]
 
 
 def test_changed_setting_reruns_from_there_and_says_why(recipe_file: Path) -> None:
