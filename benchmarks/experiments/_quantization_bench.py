@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,11 +30,36 @@ SPLIT = "held_out_style"
 FIGURES = ("top1", "image_to_text_r1", "text_to_image_r1")
 TEACHER = RECIPE.parent / "teacher/open_clip_model.safetensors"
 STUDENT = "01-distill"
+# Cosines nearer than this count as a tie that rounding decides.
+TIE = 2e-3
 
 
 def digest(path: Path) -> str:
     """sha256 of a file; of one that isn't there, a word that no hash is."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "absent"
+
+
+def margins(own: Embeddings) -> np.ndarray:
+    """What the right class of each image is ahead of the best other one, in cosine: [N]."""
+    split = own.split
+    number = {name: n for n, name in enumerate(dict.fromkeys(split.class_names))}
+    names = np.array([number[name] for name in split.class_names])  # [C]
+    labelled = split.labels >= 0
+    right = names[split.labels[labelled]][:, None] == names  # [N, C]
+    scores = own.images[labelled].astype(np.float64) @ own.classes.T.astype(np.float64)
+    best = [np.where(which, scores, -np.inf).max(1) for which in (right, ~right)]
+    found: np.ndarray = best[0] - best[1]
+    return found
+
+
+def near_ties(ahead: np.ndarray) -> dict[str, int]:
+    """How many images any change of their scores can turn, those that are right and those not."""
+    close = np.abs(ahead) < TIE
+    return {
+        "right_by_a_hair": int((close & (ahead >= 0)).sum()),
+        "wrong_by_a_hair": int((close & (ahead < 0)).sum()),
+        "num_images": len(ahead),
+    }
 
 
 class Simulation(TorchEncoder):

@@ -31,7 +31,14 @@ from torch import Tensor
 from benchmarks import bundles, machine
 from benchmarks.experiments import _quantization_arms as arms
 from benchmarks.experiments import _quantization_latency as latency
-from benchmarks.experiments._quantization_bench import ROOT, Bench, Simulation, digest
+from benchmarks.experiments._quantization_bench import (
+    ROOT,
+    Bench,
+    Simulation,
+    digest,
+    margins,
+    near_ties,
+)
 from benchmarks.experiments._quantization_claims import claims as claims
 from compress import calibrate, plugin
 from compress.atomic import write_json
@@ -77,7 +84,8 @@ def _line(row: dict[str, Any]) -> str:
 
 def float_rows(bench: Bench, model: str) -> Rows:
     figures = bench.figures(Simulation(bench.clip(model)), model)
-    return [{"model": model, "arm": "float", "seed": 0, "executed": False, **figures}]
+    row = {"model": model, "arm": "float", "seed": 0, "executed": False, **figures}
+    return [row | near_ties(margins(bench.floats[model]))]
 
 
 def executed_rows(bench: Bench, model: str, arm: str, seed: int, runtime: str) -> Rows:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_clip
@@ -19,6 +20,7 @@ from benchmarks.experiments._quantization_arms import (
     with_outliers,
 )
 from benchmarks.experiments._quantization_claims import claims
+from compress.embeddings import Embeddings, Split
 from compress.stages import quantize
 
 
@@ -97,6 +99,18 @@ def test_arms_are_chosen_in_the_order_of_the_beginnings(tmp_path: Path) -> None:
         "float-teacher",
     ]
     assert len(quantization.chosen(every, [""])) == len(every)
+
+
+def test_ties_are_counted_on_both_sides() -> None:
+    classes = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], np.float32)
+    turned = np.array([0.1, 0.7849, 0.7863, 1.4])  # just below and just above 45 degrees
+    images = np.stack([np.cos(turned), np.sin(turned)], axis=1).astype(np.float32)
+    names, labels = ["a", "b", "a"], np.array([0, 0, 2, 1])
+    split = Split("s", np.arange(4), [], np.arange(4), np.zeros((0, 4), bool), names, labels)
+    ahead = bench.margins(Embeddings(split, images, images[:0], classes))
+    assert (ahead > 0).tolist() == [True, True, False, True]  # equal names are one class
+    found = bench.near_ties(ahead)
+    assert found == {"right_by_a_hair": 1, "wrong_by_a_hair": 1, "num_images": 4}
 
 
 def test_massive_neurons_are_read_as_much_less() -> None:
