@@ -78,15 +78,15 @@ class OrtEncoder:
         sources = {t: f if isinstance(f, bytes) else folder / f for t, f in files.items()}
         self.image = _session(sources["image"], device, threads)
         self.text = _session(sources["text"], device, threads)
+        self._image, self._text = _Graph(self.image), _Graph(self.text)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels [B, 3, H, W] float32 -> [B, E] float32, unit length."""
-        return _run(self.image, pixels.float().numpy(force=True))
+        return self._image(pixels.float().numpy(force=True))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """tokens [B, L] -> [B, E] float32, unit length."""
-        dtype = torch.int64 if "int64" in self.text.get_inputs()[0].type else torch.int32
-        return _run(self.text, tokens.to(dtype).numpy(force=True))
+        return self._text(tokens.to(self._text.integers).numpy(force=True))
 
 
 def write(clip: Clip, cfg: Config, out: Path) -> None:
@@ -278,12 +278,22 @@ def _session(source: Path | bytes, device: str, threads: int | None) -> Any:
     return onnxruntime.InferenceSession(given, options, providers=[provider])
 
 
-def _run(session: Any, rows: np.ndarray) -> Tensor:
-    """rows [B, ...] -> [B, E]."""
-    spec = session.get_inputs()[0]
-    batch = spec.shape[0] if isinstance(spec.shape[0], int) else 1
-    call = lambda part: session.run(None, {spec.name: part})[0]  # noqa: E731
-    return _batches.run(call, rows, batch)
+class _Graph:
+    """A session and what it takes, asked for once: asking costs a twentieth of a small query."""
+
+    def __init__(self, session: Any) -> None:
+        spec = session.get_inputs()[0]
+        self.session, self.name = session, spec.name
+        self.batch = spec.shape[0] if isinstance(spec.shape[0], int) else 1
+        self.integers = torch.int64 if "int64" in spec.type else torch.int32
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        """rows [B, ...] -> [B, E]."""
+        return _batches.run(self._once, rows, self.batch)
+
+    def _once(self, rows: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self.session.run(None, {self.name: rows})[0]
+        return found
 
 
 USAGE = '''\

@@ -80,14 +80,15 @@ class OvEncoder:
         settings = (device, threads, inference, plugin or {})
         self.image = _compile(folder / "image.xml", *settings)
         self.text = _compile(folder / "text.xml", *settings)
+        self._image, self._text = _Graph(self.image), _Graph(self.text)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels [B, 3, H, W] float32 -> [B, E] float32, unit length."""
-        return _run(self.image, pixels.float().numpy(force=True))
+        return self._image(pixels.float().numpy(force=True))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """tokens [B, L] -> [B, E] float32, unit length."""
-        return _run(self.text, tokens.int().numpy(force=True))
+        return self._text(tokens.int().numpy(force=True))
 
 
 def write(clip: Clip, cfg: Config, out: Path) -> None:
@@ -220,11 +221,20 @@ def _compile(
     return compiled
 
 
-def _run(compiled: Any, rows: np.ndarray) -> Tensor:
-    """rows [B, ...] -> [B, E]."""
-    request = compiled.create_infer_request()
-    call = lambda part: request.infer({0: np.ascontiguousarray(part)}, share_inputs=True)[0]  # noqa: E731
-    return _batches.run(call, rows, compiled.input(0).shape[0])
+class _Graph:
+    """A compiled tower with the one request that all its queries reuse."""
+
+    def __init__(self, compiled: Any) -> None:
+        self.request, self.batch = compiled.create_infer_request(), compiled.input(0).shape[0]
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        """rows [B, ...] -> [B, E]."""
+        return _batches.run(self._once, rows, self.batch)
+
+    def _once(self, rows: np.ndarray) -> np.ndarray:
+        given = {0: np.ascontiguousarray(rows)}
+        found: np.ndarray = self.request.infer(given, share_inputs=True)[0]
+        return found
 
 
 def _supported(ov: Any) -> set[str]:

@@ -103,10 +103,11 @@ def by_benchmark_app(path: Path, bundle: Any, tower: str, seconds: float) -> dic
     words = [program, "-m", str(path), "-d", "CPU", "-api", "sync", "-hint", "none"]
     words += ["-nthreads", "1", "-nstreams", "1", "-t", str(max(1, round(seconds)))]
     done = subprocess.run([*words, "-infer_precision", precision], capture_output=True, text=True)
-    found = re.search(r"Median:\s+([\d.]+) ms", done.stdout)
+    found = re.search(r"Median:\s+([\d.]+) (ms|us)", done.stdout)
     if found is None:
         raise PocketclipError(f"benchmark_app told no median: {(done.stdout + done.stderr)[-300:]}")
-    return {"tool": "benchmark_app", "p50_ms_other": float(found.group(1))}
+    scale = {"ms": 1.0, "us": 1e-3}[found.group(2)]
+    return {"tool": "benchmark_app", "p50_ms_other": scale * float(found.group(1))}
 
 
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
