@@ -56,7 +56,8 @@ def zoo(rows: Rows) -> list[str]:
             reason = image.get("unavailable") or "not measured"
             lines.append([*about, where, reason, "", "", ""])
             continue
-        accuracy = percent(image["top1"]) if image.get("top1") else image["accuracy_note"]
+        top1, note = image.get("top1"), image.get("accuracy_note") or ""
+        accuracy = note if top1 is None else percent(top1)
         lines.append([*about, where, median(image), median(text), files(image, text), accuracy])
         limits += [
             [*about, row["tower"], *_share(row["roofline"])]

@@ -46,6 +46,7 @@ RUNS = ROOT / "runs/zoo"
 RUN = ROOT / "runs/quickstart"
 SEED = 0
 RANDOM = "not measured: random weights"
+UNJUDGED = "not measured in this run"
 CFG = Config(
     processes=2, rounds=5, round_seconds=0.3, min_queries=20, patience_seconds=15, max_seconds=240
 )
@@ -115,8 +116,8 @@ def exported(clip: Clip, target: str, precision: str, folder: Path) -> str | Non
     return None
 
 
-def measured(name: str, clip: Clip, place: Path, cfg: Config, accuracy: Accuracy | None) -> Rows:
-    """Export, time and judge all files of one model: a row for each file and tower."""
+def measured(name: str, clip: Clip, place: Path, cfg: Config) -> Rows:
+    """Export and time all files of one model: a row for each file and tower."""
     rows: Rows = []
     for target, precision, host in CELLS:
         folder = place / f"{target}-{precision}"
@@ -127,9 +128,10 @@ def measured(name: str, clip: Clip, place: Path, cfg: Config, accuracy: Accuracy
     peaks = [roofline.peaks(1)]
     for host in dict.fromkeys(host for _, _, host in CELLS):
         own = [row for row in rows if row["host"] == host and not row["unavailable"]]
-        _time(own, clip, place, cfg, peaks)
-    if accuracy is not None:
-        _judge(rows, clip, place, accuracy)
+        if own:
+            _time(own, clip, place, cfg, peaks)
+    for row in rows:
+        row["accuracy_note"] = RANDOM if clip.data is None else UNJUDGED
     return rows
 
 
@@ -163,6 +165,7 @@ def _judge(rows: Rows, clip: Clip, place: Path, accuracy: Accuracy) -> None:
             for own in rows:
                 if (own["target"], own["precision"], own["tower"]) == (target, precision, row):
                     own["top1"] = figures["accuracy"].get(accuracy.headline, {}).get("top1")
+                    own["accuracy_note"] = None
 
 
 def kept(name: str, folder: Path) -> Path:
@@ -211,22 +214,16 @@ def main() -> None:
 def _run(name: str, load: Callable[[], Clip], place: Path, given: argparse.Namespace) -> None:
     """Measure one model and keep its rows."""
     recipe = recipes.load(RECIPE, ["evaluate.splits=[held_out_style]"])
-    clip, accuracy = load(), None
-    path = kept(name, place)
+    clip, path = load(), kept(name, place)
+    rows = measured(name, clip, path.parent, QUICK if given.quick else CFG)
+    write_json(path, rows)
     if clip.data is not None and not given.quick:
         accuracy = Accuracy(recipe.shards(), recipe.evaluate)
         accuracy.of_torch(teacher(), "teacher", "teacher")
-    rows = measured(name, clip, path.parent, QUICK if given.quick else CFG, accuracy)
-    for row in rows:
-        row["accuracy_note"] = None if row.get("top1") is not None else _why(row, clip)
-    write_json(path, rows)
+        _judge(rows, clip, path.parent, accuracy)
+        write_json(path, rows)
     for folder in [] if given.keep else path.parent.glob("*-*/"):
         shutil.rmtree(folder)
-
-
-def _why(row: dict[str, Any], clip: Clip) -> str:
-    """Why a row has no accuracy."""
-    return RANDOM if clip.data is None else "not measured in the browser: parity gate passed"
 
 
 def _gathered(names: list[str], place: Path) -> Rows:
