@@ -11,7 +11,10 @@ from compress.stages.exact import pooled_last, restructured, trimmed, with_conte
 from compress.work import Data
 
 FLOAT_BYTES = 4
-TEXTS = ["grinning face", "a flat emoji of a red heart", "flag: Japan", "woman astronaut", "ramen"]
+EVERY = 20
+"""One in so many of the vocabulary's texts is compared."""
+CONTEXT = 16
+"""Tokens that a text is cut to; texts that fit are compared."""
 
 
 def measure(teacher: Clip, data: Data) -> list[dict[str, Any]]:
@@ -23,22 +26,28 @@ def measure(teacher: Clip, data: Data) -> list[dict[str, Any]]:
         for name, changed in {
             "last block": pooled_last(clip),
             "patches as a matrix": restructured(clip, vision={"patch_as": "matmul"}),
-            "context 16": with_context(clip, 16),
+            f"context {CONTEXT}": with_context(clip, CONTEXT),
             "vocabulary": trimmed(clip, texts),
         }.items():
-            rows.append(_row(clip, changed, name))
+            read = [text for text in texts[::EVERY] if _length(clip, text) <= CONTEXT]
+            rows.append(_row(clip, changed, name, read))
     return rows
 
 
-def _row(clip: Clip, changed: Clip, name: str) -> dict[str, Any]:
+def _length(clip: Clip, text: str) -> int:
+    """Tokens of a text, its end included: the end has the highest id."""
+    return int(clip.tokenizer([text]).argmax()) + 1
+
+
+def _row(clip: Clip, changed: Clip, name: str, texts: list[str]) -> dict[str, Any]:
     size = clip.model.config.vision.image_size
     pixels = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(0))
     before, after = num_macs(clip.model.config), num_macs(changed.model.config)
     with torch.no_grad():
         moved = [
             changed.model.encode_image(pixels) - clip.model.encode_image(pixels),
-            changed.model.encode_text(changed.tokenizer(TEXTS))
-            - clip.model.encode_text(clip.tokenizer(TEXTS)),
+            changed.model.encode_text(changed.tokenizer(texts))
+            - clip.model.encode_text(clip.tokenizer(texts)),
         ]
     row: dict[str, Any] = {
         "part": "exact",
