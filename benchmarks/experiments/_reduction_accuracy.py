@@ -14,8 +14,10 @@ from benchmarks import survival
 from compress.atomic import sha256, write_json
 from compress.batches import embed_names
 from compress.clip import Clip
+from compress.inspect import num_macs
 from compress.schedule import Method, Reduction
 from compress.sources import open_clip
+from compress.stages.exact import pooled_last
 from compress.stages.prune_tokens import Config, reduced, schedule, share_of_macs
 from compress.structure import plain_vision
 from compress.work import Data
@@ -38,6 +40,8 @@ METHODS: tuple[Method, ...] = (
     "fopru_row",
 )
 SHARES = (0.75, 0.6)
+THREE = (1, 2, 4)
+"""Sites at which methods are compared; the default has two."""
 MORE_SHARES = (0.85, 0.5)
 NUM_PICTURES = 128
 """Pictures whose surviving regions are counted."""
@@ -49,16 +53,48 @@ def arms(quick: bool = False) -> dict[str, Config]:
     found = {}
     for share in SHARES:
         for method in METHODS[:2] if quick else METHODS:
-            found[f"{method} {share:.2f}"] = Config(method=method, macs=share)
+            found[f"{method} {share:.2f}"] = Config(method=method, macs=share, at=THREE)
     if not quick:
         for method in METHODS[:3]:
             for share in MORE_SHARES:
-                found[f"{method} {share:.2f}"] = Config(method=method, macs=share)
+                found[f"{method} {share:.2f}"] = Config(method=method, macs=share, at=THREE)
         for name in METHODS[:2]:
-            plain = Config(method=name, macs=0.75, proportional=False)
+            plain = Config(method=name, macs=0.75, at=THREE, proportional=False)
             found[f"{name} not proportional 0.75"] = plain
         found["tome every block r8"] = Config(method="tome", r=8)
     return found
+
+
+EXACT = "exact + "
+"""How the names of arms begin whose last block is computed for the pooled token alone."""
+
+
+def exact_arms(clip: Clip, quick: bool = False) -> dict[str, Config]:
+    """Arms beside the exact passes: the fewest tokens lost for a share of multiply-adds that counts
+    what the last block saves, which costs nothing.
+    """
+    settings: dict[str, dict[str, Any]] = {"guarded": {}}
+    if not quick:
+        settings |= {"guarded three sites": {"at": THREE}, "tome": {"method": "tome"}}
+    found = {}
+    for share in SHARES:
+        for name, own in settings.items():
+            tried = (Config(macs=n / 100, **own) for n in range(99, 30, -1))
+            fits = (cfg for cfg in tried if share_of(clip, pooled(clip, cfg)) <= share)
+            found[f"{EXACT}{name} {share:.2f}"] = next(fits)
+    return found
+
+
+def pooled(clip: Clip, cfg: Config) -> Clip:
+    """The model with a schedule and the exact pass over its last block."""
+    vision = plain_vision(clip.model.config, "reduction")
+    return pooled_last(reduced(clip, schedule(vision, cfg)))
+
+
+def share_of(clip: Clip, changed: Clip) -> float:
+    """Multiply-adds of the changed image tower over those of the whole one."""
+    after, before = num_macs(changed.model.config), num_macs(clip.model.config)
+    return after["image"] / before["image"]
 
 
 class Tasks:
@@ -123,6 +159,11 @@ def measure(
         share = share_of_macs(vision, found)
         torch.manual_seed(0)
         clip = reduced(tasks.teacher, found)
+        path = folder / f"{name.replace(' ', '-')}.json"
+        rows += _kept(path, lambda: _arm(tasks, clip, name, found, share))  # noqa: B023
+    for name, cfg in exact_arms(tasks.teacher, quick).items():
+        clip, found = pooled(tasks.teacher, cfg), schedule(vision, cfg)
+        share = share_of(tasks.teacher, clip)
         path = folder / f"{name.replace(' ', '-')}.json"
         rows += _kept(path, lambda: _arm(tasks, clip, name, found, share))  # noqa: B023
     return rows

@@ -81,7 +81,7 @@ def _recovery(folder: Path, tasks: accuracy.Tasks, quick: bool) -> Rows:
 def claims(rows: Rows) -> list[dict[str, Any]]:
     """The issue's figures, each with the rows it comes from; a part that wasn't run makes none."""
     found = [
-        _kept("default, 0.75 of the multiply-adds, no training: worst loss", rows, "0.75"),
+        _kept("default, 0.75 of the multiply-adds, no training: worst loss", rows),
         _recovered(rows),
         _regions(rows),
         _speed("B/16", rows),
@@ -112,10 +112,10 @@ def _claim(
     }
 
 
-def _kept(name: str, rows: Rows, share: str) -> dict[str, Any] | None:
+def _kept(name: str, rows: Rows) -> dict[str, Any] | None:
     """Top-1 of the full tower less that of the default schedule, the worse of both tasks."""
     whole = _pick(rows, part="accuracy", arm="none")
-    fewer = _pick(rows, part="accuracy", arm=f"{DEFAULT} {share}")
+    fewer = _pick(rows, part="accuracy", arm=f"{accuracy.EXACT}{DEFAULT} 0.75")
     if not whole or not fewer:
         return None
     full = {rows[n]["split"]: rows[n]["top1"] for n in whole}

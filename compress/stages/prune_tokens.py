@@ -64,7 +64,8 @@ class Config(BaseModel):
     search: Search | None = None
     """Find the sites by measuring."""
     at: tuple[int, ...] | None = None
-    """Layers of the sites, from 0; by default after a quarter, a half and three quarters."""
+    """Layers of the sites, from 0; by default after a third and two thirds: on the
+    embedded teacher's training images two early sites keep embeddings nearest to the full ones."""
     guard: float = Field(default=0.5, ge=0, lt=1)
     """Share of the last site's tokens that is a fixed grid (guarded, feather)."""
     proportional: bool | None = None
@@ -196,7 +197,7 @@ def recipe_line(cfg: Config, reduction: Reduction) -> str:
 def _at_rate(vision: VisionConfig, cfg: Config, rate: float) -> Iterator[Site]:
     """Sites that each keep the share `rate`, rounded to whole vectors (or whole rows)."""
     layers, patches = vision.num_layers, vision.grid**2
-    at = cfg.at or tuple(sorted({max(0, -(-layers * n // 4) - 1) for n in (1, 2, 3)}))
+    at = cfg.at or tuple(sorted({max(0, -(-layers * n // 3) - 1) for n in (1, 2)}))
     multiple = vision.grid if cfg.method == "fopru_row" else MULTIPLE
     before = patches
     for n, layer in enumerate(at):
