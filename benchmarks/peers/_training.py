@@ -118,8 +118,6 @@ class Ticking:
 
     def __init__(self, feed: Feed, clock: Clock) -> None:
         self.feed, self.clock, self.widths = feed, clock, feed.widths
-        self.names: list[str] = feed.names
-        self.teacher_bank: Callable[[], tuple[Tensor, ...]] = feed.teacher_bank
 
     @property
     def names(self) -> list[str]:
