@@ -69,6 +69,8 @@ def variants(clip: Clip, quick: bool) -> dict[str, Clip]:
     chosen = list(VARIANTS.items())[: 3 if quick else None]
     found = {}
     for name, cfg in chosen:
+        if cfg is not None and cfg.r and cfg.r * (vision.num_layers - 1) >= vision.grid**2:
+            continue  # fewer patches than would have to go: B/32 has 49
         changed = clip if cfg is None else reduced(clip, schedule(vision, cfg))
         found[name] = changed if name == "full" else pooled_last(changed)
     return found
