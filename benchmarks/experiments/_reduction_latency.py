@@ -19,9 +19,11 @@ from torch import Tensor
 
 from compress.atomic import write_json
 from compress.clip import Clip
+from compress.fold import fold
 from compress.inspect import num_macs
 from compress.model import ClipModel, initialise_
 from compress.preprocess import Preprocess
+from compress.sources import open_clip
 from compress.stages.exact import pooled_last
 from compress.stages.prune_tokens import Config, reduced, schedule
 from compress.structure import ClipConfig, TextConfig, VisionConfig, plain_vision
@@ -40,6 +42,9 @@ VARIANTS: dict[str, Config | None] = {
     "exact + tome r8": Config(method="tome", r=8),
     "exact + evit 0.7 x 3": Config(method="evit", keep=0.7),
 }
+CONVOLUTIONS = "MobileCLIP2-S0"
+"""A tower whose tokens nobody can drop, for comparison: its own library builds it."""
+NAMES = (*MODELS, CONVOLUTIONS)
 LARGE = ("L/14@336",)
 """Towers whose float32 files are too big to hold beside each other: the untouched one only."""
 ROUNDS, MAX_SECONDS = 15, 150
@@ -48,6 +53,8 @@ Call = Callable[[np.ndarray], np.ndarray]
 
 def model(name: str, tokenizer: Tokenizer) -> Clip:
     """A CLIP with this image tower, random weights, and a text tower that nobody runs."""
+    if name == CONVOLUTIONS:
+        return replace(fold(open_clip.load(f"{name}/random")), name=name)
     side, patch, width, layers = MODELS[name]
     shape: dict[str, Any] = {"width": width, "head_width": 64, "heads": (width // 64,) * layers}
     vision = VisionConfig(
@@ -65,6 +72,8 @@ def model(name: str, tokenizer: Tokenizer) -> Clip:
 
 def variants(clip: Clip, quick: bool) -> dict[str, Clip]:
     """The untouched tower, the exact passes, and schedules on top of them."""
+    if not isinstance(clip.model.config.vision, VisionConfig):
+        return {"full": clip}
     vision = plain_vision(clip.model.config, "reduction")
     chosen = list(VARIANTS.items())[: 3 if quick else None]
     found = {}

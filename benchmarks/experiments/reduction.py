@@ -197,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"writes into {QUICK.name}")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--models", nargs="+", choices=latency.MODELS, default=list(latency.MODELS))
+    parser.add_argument("--models", nargs="+", choices=latency.NAMES, default=list(latency.NAMES))
     parser.add_argument("--arms", nargs="+", choices=list(accuracy.arms()), help="of accuracy")
     given = parser.parse_args()
     torch.set_num_threads(1)
