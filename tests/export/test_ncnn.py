@@ -97,11 +97,11 @@ def test_a_layer_that_ncnn_lacks_is_named(tmp_path: Path) -> None:
         exporter.convert(Sorts(), torch.zeros(1, 4), tmp_path, "image", half=False)
 
 
-def test_an_end_mark_that_is_not_the_highest_id_is_unavailable(clip: Clip) -> None:
+def test_an_end_mark_that_is_not_the_highest_id_is_unavailable(clip: Clip, tmp_path: Path) -> None:
     contract = clip.tokenizer.contract.model_copy(update={"end_id": PAD})
     tokenizer = type(clip.tokenizer)(clip.tokenizer.tokenizer, contract)
     with pytest.raises(Unavailable, match="highest id, 299"):
-        exporter.rewritten(replace(clip, tokenizer=tokenizer), "text")
+        exporter.write(replace(clip, tokenizer=tokenizer), exporter.Config(), tmp_path / "bundle")
 
 
 def test_another_device_is_unavailable(bundle: Path) -> None:

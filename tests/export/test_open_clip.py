@@ -17,7 +17,7 @@ from compress.fold import fold
 from compress.model import ClipModel, initialise_
 from compress.sources import _open_clip, folder
 from compress.stages.inherit import Config as Inherit
-from compress.stages.inherit import Shape, run
+from compress.stages.inherit import VisionShape, run
 from compress.work import Work
 from export.open_clip import Config, load, write
 
@@ -69,7 +69,7 @@ def test_half_precision_halves_the_file_and_stays_near(clip: Clip, tmp_path: Pat
 
 
 def test_a_shape_that_open_clip_cannot_state_is_refused(work: Work, tmp_path: Path) -> None:
-    student = run(work, Inherit(vision=Shape(heads=2)), tmp_path).clip
+    student = run(work, Inherit(vision=VisionShape(heads=2)), tmp_path).clip
     with pytest.raises(PocketclipError, match=r"vision tower has 2 heads of 8 in a width of 32"):
         write(student, Config(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
