@@ -43,7 +43,11 @@ def picture_graph(preprocess: Preprocess) -> onnxruntime.InferenceSession:
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("side", [64, 96])
 def test_pictures_are_resized_as_pillow_does(mode: str, interpolation: str, side: int) -> None:
-    """Within a grey level a pass, and the same nearly everywhere; bilinear has many ties."""
+    """Within a grey level a pass, and the same nearly everywhere.
+
+    Bilinear has ties: from 64 to 96 pixels its weights are sixths, so that every sixth value lies
+    between two grey levels, and Pillow's fixed-point weights decide.
+    """
     preprocess = Preprocess(size=(side, side), resize_mode=mode, interpolation=interpolation)
     session, random = picture_graph(preprocess), np.random.default_rng(0)
     std = np.array(preprocess.std)[:, None, None]
@@ -53,7 +57,8 @@ def test_pictures_are_resized_as_pillow_does(mode: str, interpolation: str, side
         wanted = _whole.columns_first(preprocess, Image.fromarray(noise)).numpy()
         levels = np.abs(found - wanted) * std * 255
         assert levels.max() < (1.01 if interpolation == "bicubic" else 2.01), (width, height)
-        assert (levels > 0.5).mean() < 0.05, (width, height)
+        share = 0.005 if interpolation == "bicubic" else 0.12
+        assert (levels > 0.5).mean() < share, (width, height)
 
 
 @pytest.fixture(scope="module")
