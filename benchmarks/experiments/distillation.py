@@ -2,6 +2,7 @@
 
     python -m benchmarks.experiments.distillation            about an hour and a half on two cores
     python -m benchmarks.experiments.distillation --quick    minutes; shows only that it works
+    python -m benchmarks.experiments.distillation --finished   train no more, write what there is
 
 Each arm trains the quickstart's student (a fifth of the teacher's parameters) on the embedded data,
 three seeds, at a budget of samples and a tenth of it; scratch and the best arm also in between, and
@@ -15,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -99,13 +101,18 @@ def inherit_settings(steps: int) -> dict[str, Any]:
             "lr": 0.3, "two_sided": True, "multiple_of": 8}  # fmt: skip
 
 
+def row_file(folder: Path, arm: str, seed: int, steps: int) -> Path:
+    """Where a finished training's row is kept."""
+    return folder / f"{arm.replace(' ', '-')}-{seed}-{steps}.json"
+
+
 def train(arm: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     """Train one student, measure it on the held-out style, and keep the row."""
     from compress.clip import TorchEncoder
     from compress.evaluate import evaluate
     from compress.stages import distill
 
-    path = folder / f"{arm.replace(' ', '-')}-{seed}-{steps}.json"
+    path = row_file(folder, arm, seed, steps)
     if path.exists():
         return dict(json.loads(path.read_text()))
     work = open_work(folder, seed)
@@ -325,6 +332,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"4 steps; writes into {QUICK.name}")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--worker", type=int, help="one of them (used by this script itself)")
+    parser.add_argument("--finished", action="store_true", help="write the finished trainings")
     given = parser.parse_args()
     folder = QUICK if given.quick else RUNS
     folder.mkdir(parents=True, exist_ok=True)
@@ -334,16 +342,19 @@ def main() -> None:
         return
     rows = [teacher_row(folder)]
     rows[0]["store_cpu_seconds"] = make_store(folder, 1 if given.quick else 4)
-    in_processes(given.jobs, folder, given.quick)
-    rows += [train(*job, folder) for job in jobs(given.quick)]
+    wanted = jobs(given.quick)
+    if given.finished:
+        wanted = [job for job in wanted if row_file(folder, *job).exists()]
+    else:
+        in_processes(given.jobs, folder, given.quick)
+    rows += [train(*job, folder) for job in wanted]
     rows += step_rows(folder, 1 if given.quick else 8)
     result: dict[str, Any] = {
-        "command": "python -m benchmarks.experiments.distillation"
-        + (" --quick" if given.quick else ""),
+        "command": shlex.join(["python", "-m", MODULE, *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine.describe(),
         "versions": machine.versions(),
-        "seeds": list(SEEDS),
+        "seeds": sorted({seed for _, seed, _ in wanted}),
         "rows": rows,
         "claims": claims(rows),
     }
