@@ -65,5 +65,7 @@ def _top1(rows: Rows) -> str:
     if not rows:
         return NOTHING
     values = [row["top1"] for row in rows]
+    if len(values) == 1:
+        return f"{100 * values[0]:.1f} % (one seed)"
     spread = (max(values) - min(values)) / 2
     return f"{100 * statistics.fmean(values):.1f} ± {100 * spread:.1f} %"
