@@ -11,6 +11,7 @@ student's, E embedding.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,18 @@ Seen = dict[str, tuple[Tensor, Tensor]]
 """Linear layer of a block -> its input and output, [B, N, channels] each."""
 
 
+@dataclass(frozen=True)
+class Fit:
+    """What all blocks of a tower are fitted with."""
+
+    basis: Tensor
+    """The student's channels as rows over the teacher's [d, D]."""
+    rows: Tensor
+    """Tokens that can reach the embedding, bools [B, N]."""
+    mask: Tensor | None
+    """What attention adds to its scores."""
+
+
 @torch.no_grad()
 def fit_tower_(student: Tower, teacher: Tower, layers: list[int], inputs: Tensor) -> None:
     """Set the student's weights in place; its block n stands for the teacher's block layers[n].
@@ -47,13 +60,11 @@ def fit_tower_(student: Tower, teacher: Tower, layers: list[int], inputs: Tensor
     _set_embeddings(student, teacher, basis)
     x = _embedded(student, inputs)
     mask = student._mask(inputs) if isinstance(student, TextTower) else None
+    fit = Fit(basis, rows, mask)
     for block, layer, end in zip(student.blocks, layers, [*layers[1:], len(teacher.blocks)]):
         own = teacher.blocks[layer]
         assert isinstance(own, Block) and isinstance(block, Block)
-        seen = _watched(own, streams[layer], mask)
-        middle = streams[layer] + seen["attention.out"][1]
-        x = _fit_attention(block, own, seen, x, middle @ basis.T, rows, mask)
-        x = _fit_mlp(block, own, seen, x, streams[end] @ basis.T, rows)
+        x = _fit_block(block, own, streams[layer], streams[end], x, fit)
     _fit_projection(student, x, embedding, inputs)
 
 
@@ -186,48 +197,30 @@ def _embedded(student: Tower, inputs: Tensor) -> Tensor:
     return found[0]
 
 
-def _fit_attention(
-    block: Block,
-    own: Block,
-    seen: Seen,
-    x: Tensor,
-    target: Tensor,
-    rows: Tensor,
-    mask: Tensor | None,
+def _fit_block(
+    block: Block, own: Block, stream: Tensor, end: Tensor, x: Tensor, fit: Fit
 ) -> Tensor:
-    """Set a block's attention: stream x [B, N, d] -> the stream after it, near target [B, N, d]."""
+    """Set a block to do what the teacher's does between two streams: x [B, N, d] -> [B, N, d].
+
+    stream, end [B, N, D]: what the teacher's block `own` reads, and what should be there after it.
+    """
+    seen, rows = _watched(own, stream, fit.mask), fit.rows
     _unit(block.norm1)
     normed = block.norm1(x)
-    mixed, _ = seen["attention.out"]
-    kept = _best_heads(own.attention, mixed[rows], block.attention.heads)
-    _, wanted = seen["attention.qkv"]
-    wanted = wanted[rows].view(-1, 3, own.attention.heads, own.attention.head_width)[:, :, kept]
+    heads, width = own.attention.heads, own.attention.head_width
+    kept = _best_heads(own.attention, seen["attention.out"][0][rows], block.attention.heads)
+    wanted = seen["attention.qkv"][1][rows].view(-1, 3, heads, width)[:, :, kept]
     _set(block.attention.qkv, *least_squares(normed[rows], wanted.flatten(1)))
-    read: list[Tensor] = []
-    handle = block.attention.out.register_forward_pre_hook(lambda m, given: read.append(given[0]))
-    block.attention(normed, mask)
-    handle.remove()
-    _set(block.attention.out, *least_squares(read[0][rows], (target - x)[rows]))
-    return x + block.attention.out(read[0])
-
-
-def _fit_mlp(
-    block: Block,
-    own: Block,
-    seen: Seen,
-    x: Tensor,
-    target: Tensor,
-    rows: Tensor,
-) -> Tensor:
-    """Set a block's MLP: stream x [B, N, d] -> the stream after it, near target [B, N, d]."""
+    read = _watched(block, x, fit.mask)["attention.out"][0]
+    middle = (stream + seen["attention.out"][1]) @ fit.basis.T
+    _set(block.attention.out, *least_squares(read[rows], (middle - x)[rows]))
+    x = x + block.attention.out(read)
     _unit(block.norm2)
     normed = block.norm2(x)
-    inner, _ = seen["mlp.down"]
-    kept = _best_channels(own.mlp, inner[rows], block.mlp.up.out_features)
-    _, wanted = seen["mlp.up"]
-    _set(block.mlp.up, *least_squares(normed[rows], wanted[rows][:, kept]))
+    chosen = _best_channels(own.mlp, seen["mlp.down"][0][rows], block.mlp.up.out_features)
+    _set(block.mlp.up, *least_squares(normed[rows], seen["mlp.up"][1][rows][:, chosen]))
     hidden = activated(block.mlp.up(normed), block.mlp.activation)
-    _set(block.mlp.down, *least_squares(hidden[rows], (target - x)[rows]))
+    _set(block.mlp.down, *least_squares(hidden[rows], (end @ fit.basis.T - x)[rows]))
     return x + block.mlp.down(hidden)
 
 
