@@ -1,5 +1,6 @@
 """Memory of this process and of the converters that it starts, watched while something runs."""
 
+import gc
 import os
 import re
 import threading
@@ -16,6 +17,7 @@ class Watch:
     """The highest memory seen since `watching` began."""
 
     def __init__(self) -> None:
+        gc.collect()  # what is garbage already would hide as much of what follows
         local.forget_peak()
         self._alone = local.resident_bytes()
         self._before = self._together = _all_bytes()

@@ -16,6 +16,8 @@ STAGES = "compress.stages"
 EXPORTERS = "export"
 SOURCES = "compress.sources"
 HOSTS = "benchmarks.hosts"
+OPEN_CLIP = ("hf-hub", "local-dir")
+"""How open_clip's own names begin; they stand so on models' pages."""
 
 
 def names(package: str) -> list[str]:
@@ -50,8 +52,13 @@ def source(model: str, base: Path) -> "Clip":
 
 
 def split_source(model: str) -> tuple[str, str]:
-    """`open_clip:NAME` -> (`open_clip`, `NAME`); a path -> (`folder`, the path)."""
+    """`open_clip:NAME` -> (`open_clip`, `NAME`); a path -> (`folder`, the path).
+
+    `hf-hub:NAME` and `local-dir:NAME` are open_clip's.
+    """
     kind, colon, argument = model.partition(":")
+    if kind in OPEN_CLIP:
+        return "open_clip", model
     return (kind, argument) if colon and kind in names(SOURCES) else ("folder", model)
 
 

@@ -36,6 +36,8 @@ def test_private_file_cannot_be_asked_for() -> None:
         ("new:config.json", "new", "config.json"),
         ("some/folder", "folder", "some/folder"),
         ("C:/models/clip", "folder", "C:/models/clip"),
+        ("hf-hub:timm/ViT-B-16-SigLIP", "open_clip", "hf-hub:timm/ViT-B-16-SigLIP"),
+        ("local-dir:some/folder", "open_clip", "local-dir:some/folder"),
     ],
 )
 def test_source_is_the_word_before_the_colon(model: str, kind: str, argument: str) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import export
+from benchmarks.experiments import apple_files
 from benchmarks.experiments.model_families import Pair, open_pair
 from benchmarks.hosts import local
 from compress import clip as clips
@@ -253,6 +254,22 @@ def full_transformers(name: str, folder: Path, model_name: str, **config: Any) -
     }
 
 
+@torch.no_grad()
+def full_apple(write: Callable[[Path], Any], name: str, folder: Path) -> dict[str, Any]:
+    """Parity of a MobileCLIP opened from a file with Apple's names."""
+    clip, image, text = write(folder)
+    shutil.rmtree(folder)
+    height, width = clip.preprocess.size
+    pixels, ids = torch.randn(1, 3, height, width), clip.tokenizer(GOLDEN)
+    return {
+        "family": name,
+        "config": "full",
+        "name": name,
+        "image_difference": difference(clip.model.encode_image(pixels), image(pixels)),
+        "text_difference": difference(clip.model.encode_text(ids), text(ids.long())),
+    }
+
+
 ALT = {
     "text_config": {"vocab_size": 250002, "num_hidden_layers": 6, "project_dim": 768},
     "vision_config": {"num_hidden_layers": 12, "hidden_size": 768, "patch_size": 14},
@@ -269,6 +286,13 @@ FULL: dict[str, Callable[[Path], dict[str, Any]]] = {
     "SiglipModel B/16": lambda folder: full_transformers(
         "transformers SiglipModel B/16", folder, "SiglipModel"
     ),
+    "MobileCLIP-S0, Apple's file": lambda folder: full_apple(
+        apple_files.s0, "MobileCLIP-S0, Apple's .pt", folder
+    ),
+    "MobileCLIP2-S0, Apple's file": lambda folder: full_apple(
+        apple_files.second_s0, "MobileCLIP2-S0, Apple's .pt", folder
+    ),
+    "ViT-B-16": lambda _: full_open_clip("ViT-B-16"),
     "AltCLIP shape": lambda folder: full_transformers(
         "AltCLIP's shape", folder, "AltCLIPModel", **ALT
     ),

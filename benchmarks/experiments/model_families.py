@@ -7,6 +7,7 @@ checkpoint; the library's own module stays beside it to compare with.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ import tokenizers
 import torch
 from safetensors.torch import save_file
 from tokenizers import models, normalizers, pre_tokenizers, processors
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.experiments import model_files, small_networks
+from benchmarks.experiments.model_files import image_written_out, text_written_out
+from benchmarks.experiments.small_networks import SIDE, random_
 from compress import plugin
 from compress.clip import Clip
+from compress.sources import _bert
 
 Encode = Callable[[Tensor], Tensor]
 
-EMBED, SIDE, TOKENS = 32, 64, 16
+EMBED, TOKENS = 32, 16
 VIT = {"image_size": SIDE, "layers": 2, "width": 64, "head_width": 16, "patch_size": 16}
 TEXT = {"context_length": TOKENS, "width": 64, "heads": 4, "layers": 2}
 BIDIRECTIONAL = {
@@ -33,6 +38,23 @@ BIDIRECTIONAL = {
     "act_kwargs": {"approximate": "tanh"},
     "tokenizer_kwargs": {"clean": "canonicalize"},
 }
+HF_TOWER = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+def _encoder(projection: str, pooler: str) -> dict[str, Any]:
+    return {
+        "context_length": TOKENS,
+        "hf_model_pretrained": False,
+        "hf_proj_type": projection,
+        "hf_pooler_type": pooler,
+    }
+
+
 SIGLIP = {"timm_model_name": "vit_pocket_siglip", "timm_pool": "map", "timm_proj": "none"}
 OPEN_CLIP: dict[str, dict[str, Any]] = {
     "OpenAI, LAION, DataComp, DFN, MetaCLIP": {"vision_cfg": VIT, "text_cfg": TEXT},
@@ -80,13 +102,31 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
         "vision_cfg": {"image_size": SIDE, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16},
         "text_cfg": TEXT,
     },
+    "XLM-R text of open_clip": {"vision_cfg": VIT, "text_cfg": _encoder("mlp", "mean_pooler")},
+    "NLLB text of open_clip": {"vision_cfg": VIT, "text_cfg": _encoder("linear", "cls_pooler")},
 }
-HF_TOWER = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
+ENCODERS: dict[str, dict[str, Any]] = {
+    "XLM-R text of open_clip": {
+        "model_type": "xlm-roberta",
+        **HF_TOWER,
+        "max_position_embeddings": TOKENS + 1,
+        "type_vocab_size": 1,
+        "pad_token_id": 0,
+    },
+    "NLLB text of open_clip": {
+        "model_type": "m2m_100",
+        "d_model": 64,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 96,
+        "decoder_layers": 1,
+        "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 8,
+        "max_position_embeddings": TOKENS,
+        "pad_token_id": 0,
+    },
 }
+"""Encoders of transformers inside a model of open_clip."""
 HF_VISION = {**HF_TOWER, "image_size": SIDE, "patch_size": 16}
 HF_TEXT = {**HF_TOWER, "max_position_embeddings": TOKENS, "eos_token_id": 1}
 BERT = {**HF_TOWER, "max_position_embeddings": TOKENS, "type_vocab_size": 1, "pad_token_id": 0}
@@ -98,6 +138,13 @@ HUGGING_FACE: dict[str, tuple[str, dict[str, Any]]] = {
     "transformers SiglipModel": (
         "SiglipModel",
         {"text_config": HF_TEXT, "vision_config": HF_VISION},
+    ),
+    "transformers Siglip2Model": (
+        "Siglip2Model",
+        {
+            "text_config": HF_TEXT,
+            "vision_config": {**HF_TOWER, "patch_size": 16, "num_patches": (SIDE // 16) ** 2},
+        },
     ),
     "transformers ChineseCLIPModel (BERT text)": (
         "ChineseCLIPModel",
@@ -112,7 +159,12 @@ HUGGING_FACE: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-FAMILIES = (*OPEN_CLIP, *HUGGING_FACE)
+MULTILINGUAL = {
+    "M-CLIP (XLM-R text)": model_files.m_clip,
+    "sentence-transformers (DistilBERT text)": model_files.sentence_transformer,
+}
+TINYCLIP = ("TinyCLIP's file, manual", "TinyCLIP's file, auto")
+FAMILIES = (*OPEN_CLIP, *HUGGING_FACE, *MULTILINGUAL, *TINYCLIP)
 
 
 @dataclass(frozen=True)
@@ -130,19 +182,25 @@ def open_pair(family: str, folder: Path) -> Pair:
     """Write the family's small model into a folder of its library and open it in both."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    return _open_clip(family, folder) if family in OPEN_CLIP else _transformers(family, folder)
+    if family in OPEN_CLIP:
+        return _open_clip(family, folder)
+    if family in MULTILINGUAL:
+        return _multilingual(family, folder)
+    return _tinyclip(family, folder) if family in TINYCLIP else _transformers(family, folder)
 
 
 def _open_clip(family: str, folder: Path) -> Pair:
     import open_clip
 
-    _register_small_networks()
+    small_networks.register()
     vocabulary = _tokenizer(folder, canonical="SigLIP" in family)
     model_cfg = {"embed_dim": 64 if "SigLIP" in family else EMBED, **OPEN_CLIP[family]}
     vision = {"image_size": SIDE, **model_cfg["vision_cfg"]}
     text = {**model_cfg["text_cfg"], "vocab_size": vocabulary, "hf_tokenizer_name": "tokenizer"}
+    if family in ENCODERS:
+        text["hf_model_name"] = _described_encoder(family, vocabulary, folder / "encoder")
     model_cfg = {**model_cfg, "vision_cfg": vision, "text_cfg": text, "custom_text": True}
-    theirs = _random(open_clip.CustomTextCLIP(**_built(model_cfg)))
+    theirs = random_(open_clip.CustomTextCLIP(**_built(model_cfg)))
     state = {name: tensor.contiguous() for name, tensor in theirs.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
     config = {"model_cfg": model_cfg, "preprocess_cfg": {}, "license": "none: random weights"}
@@ -152,6 +210,15 @@ def _open_clip(family: str, folder: Path) -> Pair:
     transform = open_clip.image_transform(vision["image_size"], is_train=False)
     tokenize = open_clip.get_tokenizer(name)
     return Pair(clip, theirs.encode_image, theirs.encode_text, transform, tokenize)
+
+
+def _described_encoder(family: str, vocabulary: int, folder: Path) -> str:
+    """A folder that open_clip builds a text encoder from, known to us by the same name."""
+    config = {**ENCODERS[family], "vocab_size": vocabulary}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    _bert.NAMED[str(folder)] = config
+    return str(folder)
 
 
 def _built(model_cfg: dict[str, Any]) -> dict[str, Any]:
@@ -165,7 +232,7 @@ def _transformers(family: str, folder: Path) -> Pair:
     name, config = HUGGING_FACE[family]
     model_class = getattr(transformers, name)
     text = {**config["text_config"], "vocab_size": vocabulary}
-    theirs = _random(model_class(model_class.config_class(**{**config, "text_config": text})))
+    theirs = random_(model_class(model_class.config_class(**{**config, "text_config": text})))
     theirs.save_pretrained(folder)
     pictures = {
         "size": {"height": SIDE, "width": SIDE},
@@ -180,35 +247,72 @@ def _transformers(family: str, folder: Path) -> Pair:
         mask = {"attention_mask": (tokens != 0).long()} if masked else {}
         return _pooled(theirs.get_text_features(input_ids=tokens.long(), **mask))
 
+    def image_features(pixels: Tensor) -> Tensor:
+        inputs = patches(pixels, 16) if name == "Siglip2Model" else {"pixel_values": pixels}
+        return _pooled(theirs.get_image_features(**inputs))
+
+    return Pair(clip, image_features, text_features, tokenize=_tokenize(folder, clip))
+
+
+def _tokenize(folder: Path, clip: Clip) -> Callable[[list[str]], Tensor]:
+    """The folder's tokenizer in transformers, after the white space that our contract collapses."""
+    import transformers
+
+    fast = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    length = clip.tokenizer.contract.context_length
+
     def tokenize(texts: list[str]) -> Tensor:
-        fast = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
         texts = [" ".join(text.split()) for text in texts]
-        length = clip.tokenizer.contract.context_length
-        return fast(
+        ids: Tensor = fast(
             texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         ).input_ids
+        return ids
 
-    return Pair(
-        clip,
-        lambda pixels: _pooled(theirs.get_image_features(pixel_values=pixels)),
-        text_features,
-        tokenize=tokenize,
-    )
+    return tokenize
+
+
+def patches(pixels: Tensor, side: int) -> dict[str, Tensor]:
+    """Square pictures [B, 3, H, W] as SigLIP2 takes them: rows of patches, each pixel by pixel."""
+    batch, _, height, _ = pixels.shape
+    grid = height // side
+    cut = pixels.reshape(batch, 3, grid, side, grid, side).permute(0, 2, 4, 3, 5, 1)
+    return {
+        "pixel_values": cut.reshape(batch, grid * grid, -1),
+        "pixel_attention_mask": torch.ones(batch, grid * grid, dtype=torch.long),
+        "spatial_shapes": torch.tensor([[grid, grid]] * batch),
+    }
+
+
+def _multilingual(family: str, folder: Path) -> Pair:
+    """A text tower beside the small model of the first family."""
+    beside = _open_clip(FAMILIES[0], _made(folder / "image"))
+    texts = MULTILINGUAL[family](folder / "texts", EMBED)
+    clip = plugin.source(f"mclip:{folder / 'texts'}+{folder / 'image'}", Path.cwd())
+    return Pair(clip, beside.image, texts, beside.preprocess, _tokenize(folder / "texts", clip))
+
+
+def _tinyclip(family: str, folder: Path) -> Pair:
+    import open_clip
+
+    path, tokenize = folder / "tinyclip.pt", open_clip.get_tokenizer("ViT-B-32")
+    if "auto" in family:
+        state = model_files.tinyclip(path)
+        image, text = partial(image_written_out, state), partial(text_written_out, state)
+    else:
+        vision = {**VIT, "head_width": model_files.HEAD_WIDTH}
+        theirs = random_(open_clip.CLIP(EMBED, vision, {"width": 64, "heads": 1, "layers": 2}))
+        torch.save(model_files.wrapped(theirs.state_dict()), path)
+        image, text = theirs.encode_image, theirs.encode_text
+    return Pair(plugin.source(f"tinyclip:{path}", Path.cwd()), image, text, tokenize=tokenize)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _pooled(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
-
-
-def _random(model: nn.Module) -> Any:
-    """The module in evaluation mode with random norms, biases and running statistics too."""
-    for parameter in model.parameters():
-        if parameter.ndim == 1 and parameter.numel() > 1:
-            nn.init.normal_(parameter, mean=0.5, std=0.2)
-    for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            nn.init.uniform_(buffer, 0.5, 1.5)
-    return model.eval()
 
 
 def _tokenizer(folder: Path, canonical: bool = False) -> int:
@@ -231,39 +335,3 @@ def _tokenizer(folder: Path, canonical: bool = False) -> int:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return len(names)
-
-
-def _register_small_networks() -> None:
-    """timm's networks in sizes that a laptop tests in seconds; timm has none of these itself."""
-    from timm.models import _registry, eva, vision_transformer, vision_transformer_hybrid
-
-    shared: dict[str, Any] = {"img_size": SIDE, "embed_dim": 64, "depth": 2, "num_heads": 4}
-
-    def build(network: Any, kwargs: dict[str, Any], **settings: Any) -> nn.Module:
-        wanted: dict[str, Any] = {
-            key: kwargs[key] for key in ("num_classes", "global_pool") if key in kwargs
-        }
-        built: nn.Module = network(**(shared | settings | wanted))
-        return built
-
-    def vit_pocket_siglip(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        vit = vision_transformer.VisionTransformer
-        return build(vit, kwargs, patch_size=16, class_token=False, act_layer="gelu_tanh")
-
-    def vit_pocket_stem(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        hybrid = vision_transformer_hybrid
-        stem = hybrid.ConvStem(
-            channels=(16, 16, 64), kernel_size=(4, 2, 2), stride=(4, 2, 2), padding=0
-        )
-
-        def embed(**sizes: Any) -> nn.Module:
-            return hybrid.HybridEmbed(backbone=stem, proj=False, **sizes)
-
-        vit = vision_transformer.VisionTransformer
-        return build(vit, kwargs, patch_size=1, embed_layer=embed, no_embed_class=True)
-
-    def eva_pocket(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return build(eva.Eva, kwargs, patch_size=16, use_rot_pos_emb=True, swiglu_mlp=True)
-
-    for network in (vit_pocket_siglip, vit_pocket_stem, eva_pocket):
-        _registry._model_entrypoints[network.__name__] = network

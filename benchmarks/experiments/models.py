@@ -2,14 +2,16 @@
 
     python -m benchmarks.experiments.models                every family and target
     python -m benchmarks.experiments.models --minutes 15 --targets onnxruntime open_clip
+    python -m benchmarks.experiments.models --keep         only what the committed results lack
     python -m benchmarks.experiments.models --quick        three families, two targets
 
 Small random models of every family are opened through the same door as anybody's checkpoint,
 compared with the module of their own library, distilled for two steps, cut, and exported to every
 target. Full named architectures with random weights are compared too. Each arm runs in a process of
 its own and is kept in runs/models, so a stopped experiment continues, and one with further targets
-adds them; arms that failed, or that `--minutes` left no time to begin, are named as missing. The
-matrix in docs/models.md is drawn from the result by `python -m benchmarks.matrix`.
+adds them; `--keep` takes arms that are not there from the committed results. Arms that failed, or
+that `--minutes` left no time to begin, are named as missing. The matrix in docs/models.md is drawn
+from the result by `python -m benchmarks.matrix`.
 """
 
 import argparse
@@ -64,6 +66,19 @@ def run_arm(name: str, place: Path, quick: bool, targets: Sequence[str]) -> None
         model_arms.add_exports(row, place, targets, lambda: write_json(kept, row))
 
 
+def place_of(name: str, folder: Path) -> Path:
+    """Where an arm works; its row is kept beside it."""
+    return folder / "".join(letter if letter.isalnum() else "-" for letter in name)
+
+
+def take_committed(folder: Path, results: Path) -> None:
+    """Keep the rows of a results file in `folder`, where it has none of that arm."""
+    for row in json.loads(results.read_text())["rows"]:
+        kept = place_of(row["arm"], folder).with_suffix(".json")
+        if not kept.exists():
+            write_json(kept, row)
+
+
 def run_arms(
     folder: Path, quick: bool, targets: Sequence[str], minutes: float
 ) -> tuple[list[dict[str, Any]], list[str]]:
@@ -72,7 +87,7 @@ def run_arms(
     rows: list[dict[str, Any]] = []
     missing: list[str] = []
     for name in arms(quick):
-        place = folder / "".join(letter if letter.isalnum() else "-" for letter in name)
+        place = place_of(name, folder)
         why = f"no time left of {minutes:g} minutes"
         while time.monotonic() < end and _unfinished(place.with_suffix(".json"), targets):
             failed = _forked.call(run_arm, (name, place, quick, targets), place.with_suffix(".log"))
@@ -140,14 +155,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"few arms; writes into {QUICK.name}")
     parser.add_argument("--targets", nargs="+", choices=every, help="instead of every target")
     parser.add_argument("--minutes", type=float, help="begin no arm after that")
+    parser.add_argument("--keep", action="store_true", help="rows of the committed results stand")
     given = parser.parse_args()
     targets = given.targets or (QUICK_TARGETS if given.quick else every)
     folder = QUICK if given.quick else RUNS
     folder.mkdir(parents=True, exist_ok=True)
+    if given.keep:
+        take_committed(folder, RESULTS)
     rows, missing = run_arms(folder, given.quick, targets, given.minutes or float("inf"))
     command = ["python -m benchmarks.experiments.models"]
     command += ["--quick"] if given.quick else []
     command += ["--targets", *given.targets] if given.targets else []
+    command += ["--keep"] if given.keep else []
     command += [f"--minutes {given.minutes:g}"] if given.minutes else []
     result: dict[str, Any] = {
         "command": " ".join(command),

@@ -4,11 +4,13 @@
     python -m benchmarks.experiments.targets --quick    the embedded student, one precision a target
     python -m benchmarks.experiments.targets --minutes 20 --sources "embedded teacher" \\
         --targets onnx openvino
+    python -m benchmarks.experiments.targets --keep     only what the committed results lack
 
 What is tried is the exporters' contract (export/_contract.py), which the tests use too: a new
 exporter, precision or source appears here by existing. Each case runs in a process of its own, so
-that a converter may crash, and is kept in runs/targets: a stopped experiment continues. What was
-left out is in the results as not run, and no claim holds because of it.
+that a converter may crash, and is kept in runs/targets: a stopped experiment continues. `--keep`
+takes cases that are not there from the committed results, where both towers passed. What was left
+out is in the results as not run, and no claim holds because of it.
 After `make quickstart` the student is the trained one, else as inheritance leaves it. Models of
 open_clip have random weights, as nothing is downloaded: they show that a shape converts, not what
 integers cost in accuracy.
@@ -82,6 +84,18 @@ def kept_rows(source: str, target: str, precision: str | None, folder: Path) -> 
     return folder / name / f"{target}-{precision}" / "rows.json"
 
 
+def take_committed(folder: Path, results: Path) -> None:
+    """Keep the cases of a results file whose towers all passed in `folder`, where it has none."""
+    cases: dict[Path, Rows] = {}
+    for row in json.loads(results.read_text())["rows"]:
+        kept = kept_rows(row.pop("source"), row["target"], row["precision"], folder)
+        cases.setdefault(kept, []).append(row)
+    for kept, rows in cases.items():
+        if all(row["passed"] for row in rows) and not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_json(kept, rows)
+
+
 def run(source: str, target: str, precision: str | None, folder: Path) -> Rows:
     """One case in a process of its own, if it is not there yet."""
     kept = kept_rows(source, target, precision, folder)
@@ -143,7 +157,10 @@ def main() -> None:
     names = sorted({target for target, _ in _contract.cases()})
     parser.add_argument("--targets", nargs="*", default=names, choices=names)
     parser.add_argument("--minutes", type=float, help="start no case after this time")
+    parser.add_argument("--keep", action="store_true", help="passes of committed results stand")
     options = parser.parse_args()
+    if options.keep:
+        take_committed(RUNS, RESULTS)
     sources = [STUDENT] if options.quick else options.sources
     measure(sources, options.targets, options.quick, options.minutes)
 

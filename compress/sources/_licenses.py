@@ -4,6 +4,7 @@ Terms change: the page counts, not this table. Tags that aren't here stay unknow
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 UNKNOWN = "unknown: see the model's page"
@@ -25,6 +26,14 @@ RESTRICTED = re.compile(r"research|non-?commercial|cc-by-nc|\bamlr\b|apple-ascl"
 def of_tag(tag: str) -> str:
     """Licence of the weights that open_clip publishes under a tag."""
     return next((name for pattern, name in TAGS if re.search(pattern, tag)), UNKNOWN)
+
+
+def of_card(folder: Path) -> str:
+    """The `license:` line at the head of a folder's model card."""
+    card = folder / "README.md"
+    head = card.read_text(encoding="utf-8").split("---")[1:2] if card.is_file() else []
+    lines = [line for text in head for line in text.splitlines() if line.startswith("license:")]
+    return lines[0].partition(":")[2].strip() if lines else UNKNOWN
 
 
 def restricted(license: str) -> bool:

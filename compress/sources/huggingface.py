@@ -8,7 +8,6 @@ code of a repository is ever run.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from compress import atomic, clip
 from compress.clip import Clip
 from compress.errors import PocketclipError
 from compress.preprocess import Preprocess
-from compress.sources import _checkpoint, _hf_towers, _licenses, _text_files
+from compress.sources import _checkpoint, _hf_towers, _hub, _licenses, _text_files
 from compress.sources._fit import fitting
 from compress.tokenizer import Tokenizer
 
@@ -34,8 +33,8 @@ def load(name: str) -> Clip:
     Raises PocketclipError for missing files, an unreachable hub, another kind of model, and weights
     that don't fit.
     """
-    files = [CONFIG, PICTURES, *_text_files.FILES, WEIGHTS[0]]
-    folder = Path(name) if Path(name).is_dir() else fetched(name, files)
+    files = [(CONFIG,), (PICTURES,), *((file,) for file in _text_files.FILES), WEIGHTS]
+    folder = Path(name) if Path(name).is_dir() else _hub.fetched(name, files)
     config = read_json(folder / CONFIG)
     structure = _hf_towers.structure(config, folder / CONFIG)
     tokenizer = _tokenizer(folder, structure.text.context_length, str(config["model_type"]))
@@ -44,9 +43,10 @@ def load(name: str) -> Clip:
     )
     path = weights_file(folder)
     weights = _hf_towers.renamed(config, structure, _checkpoint.read(path))
-    license = str(config.get("license") or card_license(folder))
+    license = str(config.get("license") or _licenses.of_card(folder))
     short = folder.resolve().name if Path(name).is_dir() else name
     step = {"step": "huggingface", "name": short, "sha256": atomic.sha256(path)}
+    step |= _hub.revision(folder)
     return fitting(
         Clip(
             model=clip.build(structure, weights, path),
@@ -133,27 +133,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise PocketclipError(f"{path}: not a JSON object")
     return data
-
-
-def card_license(folder: Path) -> str:
-    """The `license:` line at the head of a model card."""
-    card = folder / "README.md"
-    head = card.read_text(encoding="utf-8").split("---")[1:2] if card.is_file() else []
-    lines = [line for text in head for line in text.splitlines() if line.startswith("license:")]
-    return lines[0].partition(":")[2].strip() if lines else _licenses.UNKNOWN
-
-
-def fetched(repository: str, files: Sequence[str], source: str = "huggingface") -> Path:
-    """The folder of a repository's files, from the hub or its cache."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        paths = [Path(hf_hub_download(repository, file)) for file in files]
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PocketclipError(
-            f"{source}:{repository}: no such folder, and the hub gives nothing ({reason}); "
-            f"without the hub, copy {', '.join(files)} of that repository into a folder and name "
-            f"the folder instead: {source}:FOLDER"
-        ) from None
-    return paths[0].parent

@@ -10,7 +10,7 @@ any name that a recipe takes.
 
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torch import Tensor
@@ -18,19 +18,12 @@ from torch import Tensor
 from compress import atomic, clip, plugin
 from compress.clip import Clip
 from compress.errors import PocketclipError
-from compress.sources import _bert, _checkpoint, _hf_towers, _licenses, _text_files
+from compress.sources import _bert, _checkpoint, _hf_towers, _hub, _licenses, _text_files
 from compress.sources._fit import fitting
-from compress.sources.huggingface import (
-    CONFIG,
-    WEIGHTS,
-    card_license,
-    fetched,
-    read_json,
-    weights_file,
-)
+from compress.sources.huggingface import CONFIG, WEIGHTS, read_json, weights_file
 from compress.structure import ClipConfig, TextConfig, require_float
 
-MODULES = "modules.json"
+MODULES, SETTINGS = "modules.json", "sentence_bert_config.json"
 LINEAR = "LinearTransformation."
 EXAMPLE = "mclip:FOLDER+open_clip:ViT-B-32/openai"
 
@@ -39,6 +32,8 @@ EXAMPLE = "mclip:FOLDER+open_clip:ViT-B-32/openai"
 class Texts:
     """A text tower as its folder holds it."""
 
+    folder: Path
+    """Where the encoder's weights and its tokenizer lie."""
     encoder: dict[str, Any]
     """Config of the encoder, with its defaults filled in."""
     weights: dict[str, Tensor]
@@ -65,19 +60,19 @@ def load(name: str) -> Clip:
         )
     beside = plugin.source(image, Path.cwd())
     require_float(beside.model.config, "mclip")
-    files = [CONFIG, *_text_files.FILES, WEIGHTS[1]]
-    folder = Path(place) if Path(place).is_dir() else fetched(place, files, "mclip")
+    folder = Path(place) if Path(place).is_dir() else _fetched(place)
     texts = _sentence_transformer(folder) if (folder / MODULES).is_file() else _m_clip(folder)
     short = folder.resolve().name if Path(place).is_dir() else place
-    license = f"texts: {card_license(folder)}; images: {beside.license}"
-    step = {"step": "mclip", "name": short, "sha256": atomic.sha256(weights_file(folder))}
+    license = f"texts: {_licenses.of_card(folder)}; images: {beside.license}"
+    step = {"step": "mclip", "name": short, "sha256": atomic.sha256(weights_file(texts.folder))}
+    step |= _hub.revision(folder)
     config = _structure(beside.model.config, texts, folder)
-    file = _text_files.tokenizer_file(folder)
+    file = _text_files.tokenizer_file(texts.folder)
     return fitting(
         replace(
             beside,
             model=clip.build(config, _state(beside, texts, config), folder),
-            tokenizer=_text_files.from_folder(folder, file, config.text.context_length),
+            tokenizer=_text_files.from_folder(texts.folder, file, config.text.context_length),
             name=f"{short}+{beside.name}",
             license=license,
             provenance=(*beside.provenance, {**step, **_licenses.flags(license)}),
@@ -93,6 +88,20 @@ def is_folder(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and "modelBase" in read_json(folder / CONFIG)
 
 
+def _fetched(repository: str) -> Path:
+    """The folder of a repository in either layout, from the hub or its cache."""
+    encoder = [(CONFIG,), *((file,) for file in _text_files.FILES), WEIGHTS]
+    listed = _hub.optional(repository, MODULES)
+    if listed is None:
+        return _hub.fetched(repository, encoder, "mclip")
+    parts = {kind: PurePosixPath(path) for kind, path in _modules(listed.parent).items()}
+    files = [tuple(str(parts["Transformer"] / name) for name in names) for names in encoder]
+    files += [(str(parts["Pooling"] / CONFIG),), (str(parts["Dense"] / CONFIG),)]
+    files += [tuple(str(parts["Dense"] / name) for name in WEIGHTS)]
+    _hub.optional(repository, str(parts["Transformer"] / SETTINGS))
+    return _hub.fetched(repository, files, "mclip")
+
+
 def _m_clip(folder: Path) -> Texts:
     """M-CLIP's own layout; its config names the encoder, and may state its shape."""
     config = read_json(folder / CONFIG)
@@ -106,6 +115,7 @@ def _m_clip(folder: Path) -> Texts:
     own = {key: value for key, value in config.items() if key != "model_type"}
     weights = _checkpoint.read(weights_file(folder))
     return Texts(
+        folder=folder,
         encoder=_bert.described({**known[base], **own}, folder / CONFIG),
         weights={k.removeprefix("transformer."): v for k, v in weights.items() if LINEAR not in k},
         projection={k.removeprefix(LINEAR): v for k, v in weights.items() if LINEAR in k},
@@ -131,10 +141,11 @@ def _sentence_transformer(folder: Path) -> Texts:
             f"{folder / parts['Pooling'] / CONFIG}: not supported: {', '.join(sorted(modes))}"
         )
     root = folder / parts["Transformer"]
-    settings = root / "sentence_bert_config.json"
+    settings = root / SETTINGS
     longest = read_json(settings).get("max_seq_length") if settings.is_file() else None
     matrix = _checkpoint.read(weights_file(folder / parts["Dense"]))
     return Texts(
+        folder=root,
         encoder=_bert.described(read_json(root / CONFIG), root / CONFIG),
         weights=_checkpoint.read(weights_file(root)),
         projection={name.removeprefix("linear."): tensor for name, tensor in matrix.items()},

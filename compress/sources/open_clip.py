@@ -18,7 +18,7 @@ from compress import atomic
 from compress.clip import Clip
 from compress.errors import PocketclipError
 from compress.model import ClipModel, initialise_
-from compress.sources import _checkpoint, _licenses, _mobileclip
+from compress.sources import _checkpoint, _hub, _licenses, _mobileclip
 from compress.sources import _open_clip as theirs
 from compress.sources._fit import fitting
 from compress.sources._text_files import FILES as TOKENIZER_FILES
@@ -61,23 +61,24 @@ def load(name: str) -> Clip:
     structure = theirs.config(found.model_cfg, found.name)
     tokenizer = theirs.tokenizer(found.model_cfg["text_cfg"], found.folder, found.name)
     step: dict[str, Any] = {"step": "open_clip", "name": found.name}
-    step |= _licenses.flags(found.license)
+    license = found.license
     if found.weights is None:
         model = ClipModel(structure)
         initialise_(model)
     else:
         weights = _checkpoint.read(found.weights)
         if _mobileclip.is_apples(weights):
+            license = _licenses.RESEARCH if license == _licenses.UNKNOWN else license
             weights = _mobileclip.renamed(weights, theirs.trunk(structure, found.weights))
         model = theirs.convert(found.model_cfg, weights, found.weights)
-        step["sha256"] = atomic.sha256(found.weights)
+        step |= {"sha256": atomic.sha256(found.weights), **_hub.revision(found.weights.parent)}
     clip = Clip(
         model=model.eval(),
         preprocess=theirs.preprocess(found.preprocess_cfg, structure.vision.image_size),
         tokenizer=tokenizer,
         name=found.name,
-        license=found.license,
-        provenance=(step,),
+        license=license,
+        provenance=({**step, **_licenses.flags(license)},),
     )
     return fitting(clip)
 
@@ -136,6 +137,7 @@ def _find_folder(folder: Path) -> Found:
 def _find_repository(repository: str) -> Found:
     """A repository of the hub in open_clip's format."""
     path = _fetch(repository, CONFIG)
+    _hub.optional(repository, _hub.CARD)
     found = _described(path, repository, None)
     for file in TOKENIZER_FILES if found.folder else ():
         _fetch(repository, file)
@@ -151,7 +153,7 @@ def _described(path: Path, name: str, weights: Path | None) -> Found:
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise PocketclipError(f"{path}: not an open_clip config: {error}") from None
     own_tokenizer = model_cfg["text_cfg"].get("hf_tokenizer_name")
-    license = data.get("license", _licenses.UNKNOWN)
+    license = data.get("license") or _licenses.of_card(path.parent)
     folder = path.parent if own_tokenizer else None
     return Found(name, model_cfg, preprocess_cfg, weights, folder, license)
 

@@ -76,6 +76,20 @@ def test_a_crashed_export_is_noted_and_the_next_one_runs(
     assert rows[0]["exports"] == {**wanted, "web": "yes"}
 
 
+def test_committed_rows_stand_where_none_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"arm": "small: plain", "config": "small", "exports": {"onnx": "yes"}}]
+    (tmp_path / "models.json").write_text(json.dumps({"rows": rows}))
+    models.take_committed(tmp_path, tmp_path / "models.json")
+    monkeypatch.setattr(models, "arms", lambda quick: {"small: plain": None})
+    monkeypatch.setattr(models._forked, "call", None)
+    assert models.run_arms(tmp_path, False, ["onnx"], 9) == (rows, [])
+    (tmp_path / "small--plain.json").write_text("{}")
+    models.take_committed(tmp_path, tmp_path / "models.json")
+    assert models.run_arms(tmp_path, False, ["onnx"], 9) == ([{}], [])
+
+
 @pytest.mark.skipif(not matrix.RESULTS.exists(), reason="the experiment has not run")
 def test_the_page_is_drawn_from_the_committed_results() -> None:
     stored = json.loads(matrix.RESULTS.read_text())

@@ -10,7 +10,7 @@ import pytest
 from browsing import need_browser
 
 import benchmarks
-from benchmarks import details, machine, report, summary
+from benchmarks import details, licences, machine, report, summary
 from benchmarks.statistics import summarise
 from benchmarks.timing import Artifact, Config, Timing
 from compress.errors import PocketclipError
@@ -339,20 +339,42 @@ def test_operators_that_ran_elsewhere_are_a_warning(tmp_path):
     assert "2 of 7 operators ran on CPU" in reported(tmp_path, bench)[0]
 
 
+BUNDLE = {
+    "license": "Apache-2.0",
+    "target": "onnxruntime",
+    "precision": "int8",
+    "model": {"name": "tiny", "embed_dim": 16, "embedding_space": "sha256:0123"},
+    "image": {"input": {"shape": [1, 3, 32, 32]}},
+    "tokenizer": {"context_length": 16, "lowercase": True},
+    "provenance": [{"step": "distill"}],
+}
+
+
 def test_model_card_of_a_run_with_a_bundle(tmp_path):
     folder = tmp_path / "export" / "onnxruntime-int8"
     folder.mkdir(parents=True)
-    about = {
-        "license": "Apache-2.0",
-        "target": "onnxruntime",
-        "precision": "int8",
-        "model": {"name": "tiny", "embed_dim": 16, "embedding_space": "sha256:0123"},
-        "image": {"input": {"shape": [1, 3, 32, 32]}},
-        "tokenizer": {"context_length": 16, "lowercase": True},
-        "provenance": [{"step": "distill"}],
-    }
-    (folder / "bundle.json").write_text(json.dumps(about))
+    (folder / "bundle.json").write_text(json.dumps(BUNDLE))
     html, _ = reported(tmp_path, fabricated())
     card = (tmp_path / "MODEL_CARD.md").read_text()
     assert 'href="MODEL_CARD.md"' in html and "license: apache-2.0" in card
     assert "32 x 32 pixels" in card and "distill" in card and "54.0 %" in card
+
+
+def test_licences_travel_into_the_report(tmp_path, pages):
+    terms = "apple-amlr: research purposes only"
+    (tmp_path / "teacher").mkdir()
+    about = {"name": "S0", "license": terms, "provenance": [{"research_only": True}, {"step": "x"}]}
+    (tmp_path / "teacher/model.json").write_text(json.dumps(about))
+    (tmp_path / "export/onnx").mkdir(parents=True)
+    (tmp_path / "export/onnx/bundle.json").write_text(json.dumps(BUNDLE))
+    found = licences.licences(tmp_path)
+    assert [(f["license"], f["research_only"]) for f in found] == [
+        ("Apache-2.0", False),
+        (terms, True),
+    ]
+    html, markdown = reported(tmp_path, fabricated())
+    assert (
+        "<b>For research only</b> S0: apple-amlr" in html and "tiny: Apache-2.0; S0: apple" in html
+    )
+    assert f"- licence of S0: {terms} (research only)\n" in markdown
+    assert "For research only" not in pages[0]

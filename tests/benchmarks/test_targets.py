@@ -66,6 +66,18 @@ def test_left_out_cases_are_rows_with_their_reason(tmp_path: Any) -> None:
     assert {row["source"] for row in rows} == set(targets.SOURCES)
 
 
+def test_committed_cases_stand_where_all_towers_passed(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps({"rows": ROWS}))
+    here = targets.kept_rows(targets.STUDENT, "openvino", "fp32", tmp_path)
+    here.parent.mkdir(parents=True)
+    here.write_text("[]")
+    targets.take_committed(tmp_path, tmp_path / "results.json")
+    found = {path.relative_to(tmp_path).parts[:2] for path in tmp_path.glob("*/*/rows.json")}
+    assert found == {("embedded-student", "openvino-fp32"), ("ViT-B-16", "openvino-fp32")}
+    assert here.read_text() == "[]"
+    assert targets.run("ViT-B/16", "openvino", "fp32", tmp_path) == [ROWS[4]]
+
+
 def test_first_precisions_come_before_second_ones() -> None:
     turns = targets._in_turn([TEACHER, targets.STUDENT], quick=False)
     cases = targets._contract.cases()

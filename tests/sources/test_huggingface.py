@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
@@ -78,6 +79,7 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+POSITION = "vision_model.embeddings.position_embedding.weight"
 PROCESSORS = {
     "clip": "clip.image_processing_pil_clip.CLIPImageProcessorPil",
     "siglip": "siglip.image_processing_pil_siglip.SiglipImageProcessorPil",
@@ -264,6 +266,24 @@ def test_a_config_of_another_kind_is_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(PocketclipError, match=words):
         huggingface.load(str(tmp_path / "small"))
+
+
+def test_a_repository_of_pickled_weights_opens_with_licence_and_revision(
+    hub: Callable[[str], Path],
+) -> None:
+    """AltCLIP and ChineseCLIP were published so; safetensors are taken where there are any."""
+    path = hub("someone/model")
+    saved("clip", path)
+    state = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    torch.save(state, path / "pytorch_model.bin")
+    clip = huggingface.load("someone/model")
+    assert (clip.name, clip.license) == ("someone/model", "apache-2.0")
+    assert clip.provenance[0]["revision"] == path.name
+    assert torch.equal(clip.model.state_dict()["image.position"], state[POSITION])
+    save_file({**state, POSITION: state[POSITION] + 1}, path / "model.safetensors")
+    clip = huggingface.load("someone/model")
+    assert torch.equal(clip.model.state_dict()["image.position"], state[POSITION] + 1)
 
 
 def test_an_unreachable_hub_says_what_to_copy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,16 @@
 """Multilingual text towers as ours, against transformers' encoders with a mean and a layer."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
 import torch
-from safetensors.torch import save_file
 from tiny import tiny_clip
-from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.experiments.model_files import EMBED, m_clip, sentence_transformer
 from compress import clip as clips
 from compress.clip import Clip
 from compress.errors import PocketclipError
@@ -20,16 +19,6 @@ from compress.sources import folder, mclip
 transformers = pytest.importorskip("transformers")
 
 GOLDEN = ["", "a photo of a cat", "word " * 100, "crème brûlée", "一只猫坐在垫子上", "👩‍🚀 🚀"]
-EMBED, WIDTH = 16, 32
-SHAPE = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 40,
-    "vocab_size": 200,
-}
-DISTIL = {"dim": WIDTH, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "vocab_size": 200}
 
 
 @pytest.fixture(scope="module")
@@ -38,78 +27,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("image") / "clip"
     clips.save(tiny_clip(embed_dim=EMBED), path)
     return path
-
-
-def tokenizer(path: Path) -> None:
-    """Sentence pieces with XLM-R's marks; <pad> is 1."""
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    file = tokenizers.Tokenizer(models.Unigram())
-    file.normalizer = normalizers.NFKC()
-    file.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=190, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
-    file.train_from_iterator(GOLDEN, trainer)
-    file.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    file.save(str(path / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>"}
-    (path / "tokenizer_config.json").write_text(json.dumps(settings))
-
-
-def random_(model: nn.Module) -> Any:
-    """The module in evaluation mode; norms and biases are random too."""
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, mean=0.3 if parameter.ndim == 1 else 0.0, std=0.3)
-    return model.eval()
-
-
-def m_clip(path: Path) -> tuple[Any, nn.Linear]:
-    """M-CLIP's own layout, as its class saves it."""
-    path.mkdir(parents=True)
-    encoder = random_(transformers.XLMRobertaModel(transformers.XLMRobertaConfig(**SHAPE)))
-    linear = random_(nn.Linear(WIDTH, EMBED))
-    state = {f"transformer.{name}": tensor for name, tensor in encoder.state_dict().items()}
-    state |= {f"LinearTransformation.{name}": t for name, t in linear.state_dict().items()}
-    torch.save(state, path / "pytorch_model.bin")
-    config = {"model_type": "M-CLIP", "modelBase": "xlm-roberta-large", "numDims": EMBED, **SHAPE}
-    shape = {"layer_norm_eps": encoder.config.layer_norm_eps, "license": "mit"}
-    (path / "config.json").write_text(json.dumps(config | shape))
-    (path / "README.md").write_text("---\nlicense: mit\n---\n")
-    tokenizer(path)
-    return encoder, linear
-
-
-def sentence_transformer(path: Path, pooling: str = "mean_tokens") -> tuple[Any, nn.Linear]:
-    """A folder of sentence-transformers: DistilBERT, a pooling, a dense layer without a bias."""
-    config = transformers.DistilBertConfig(**DISTIL, pad_token_id=1)
-    encoder = random_(transformers.DistilBertModel(config))
-    linear = random_(nn.Linear(WIDTH, EMBED, bias=False))
-    encoder.save_pretrained(path)
-    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
-    modules = [
-        {"idx": n, "name": str(n), "path": place, "type": f"sentence_transformers.models.{kind}"}
-        for n, (place, kind) in enumerate(kinds.items())
-    ]
-    (path / "modules.json").write_text(json.dumps(modules))
-    (path / "sentence_bert_config.json").write_text('{"max_seq_length": 24}')
-    dense = {"in_features": WIDTH, "activation_function": "torch.nn.modules.linear.Identity"}
-    for place, content in (("1_Pooling", {f"pooling_mode_{pooling}": True}), ("2_Dense", dense)):
-        (path / place).mkdir()
-        (path / place / "config.json").write_text(json.dumps(content))
-    save_file({"linear.weight": linear.weight.data}, path / "2_Dense/model.safetensors")
-    tokenizer(path)
-    return encoder, linear
-
-
-@torch.no_grad()
-def embedded(encoder: Any, linear: nn.Linear, tokens: Tensor) -> Tensor:
-    """Mean over the tokens that aren't padding, then the layer: both libraries' definition."""
-    mask = (tokens != 1).long()
-    states = encoder(input_ids=tokens.long(), attention_mask=mask)[0]
-    return linear((states * mask.unsqueeze(2)).sum(dim=1) / mask.sum(dim=1, keepdim=True))
 
 
 def same(found: Tensor, expected: Tensor) -> None:
@@ -123,16 +40,43 @@ def same(found: Tensor, expected: Tensor) -> None:
 def test_texts_embed_as_upstream_and_pictures_as_before(
     write: Any, length: int, image: Path, tmp_path: Path
 ) -> None:
-    encoder, linear = write(tmp_path / "texts")
+    theirs = write(tmp_path / "texts")
     ours = mclip.load(f"{tmp_path / 'texts'}+{image}")
     beside: Clip = folder.load(image)
     tokens = ours.tokenizer(GOLDEN)
     assert tokens.shape[1] == length
-    same(ours.model.encode_text(tokens), embedded(encoder, linear, tokens))
+    same(ours.model.encode_text(tokens), theirs(tokens))
     pixels = torch.randn(2, 3, 32, 32)
     assert torch.equal(ours.model.encode_image(pixels), beside.model.encode_image(pixels))
     assert ours.preprocess == beside.preprocess
     assert [step.get("step") for step in ours.provenance][-1] == "mclip"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("write", [m_clip, sentence_transformer])
+@pytest.mark.parametrize("place", ["", "0_Transformer"])
+def test_a_repository_of_the_hub_opens(
+    write: Any, place: str, image: Path, hub: Callable[[str], Path]
+) -> None:
+    path = hub("someone/texts")
+    theirs = write(path)
+    if place and write is sentence_transformer:
+        move_encoder(path, place)
+    ours = mclip.load(f"someone/texts+{image}")
+    tokens = ours.tokenizer(GOLDEN)
+    same(ours.model.encode_text(tokens), theirs(tokens))
+    assert ours.provenance[-1]["revision"] == path.name
+    assert ours.tokenizer.contract.context_length == (38 if write is m_clip else 24)
+
+
+def move_encoder(path: Path, place: str) -> None:
+    """Put the encoder's files into a folder of their own, as older versions saved them."""
+    (path / place).mkdir()
+    for file in [file for file in path.iterdir() if file.is_file() and file.name != "modules.json"]:
+        file.rename(path / place / file.name)
+    modules = json.loads((path / "modules.json").read_text())
+    modules[0]["path"] = place
+    (path / "modules.json").write_text(json.dumps(modules))
 
 
 def test_ids_equal_the_tokenizer_of_the_folder(image: Path, tmp_path: Path) -> None:

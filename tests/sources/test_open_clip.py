@@ -1,6 +1,7 @@
 """open_clip's models as ours, against open_clip itself; random weights, nothing is fetched."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 
+from compress import plugin
 from compress.clip import Clip
 from compress.errors import PocketclipError
 from compress.model import ClipModel
@@ -181,6 +183,20 @@ def test_local_folder_carries_its_licence_and_hash(local_folder: Path) -> None:
     assert (clip.name, clip.license) == ("small", "CC0-1.0")
     assert clip.provenance[0]["step"] == "open_clip" and len(clip.provenance[0]["sha256"]) == 64
     assert str(local_folder.parent) not in json.dumps(clip.provenance)
+
+
+def test_a_repository_of_the_hub_carries_the_licence_of_its_card(
+    local_folder: Path, hub: Callable[[str], Path]
+) -> None:
+    path = hub("someone/model")
+    local_folder.rename(path)
+    config = json.loads((path / "open_clip_config.json").read_text())
+    del config["license"]
+    (path / "open_clip_config.json").write_text(json.dumps(config))
+    (path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    clip = plugin.source("hf-hub:someone/model", local_folder.parent)
+    assert (clip.name, clip.license) == ("someone/model", "cc-by-nc-4.0")
+    assert clip.provenance[0]["research_only"] and clip.provenance[0]["revision"] == path.name
 
 
 def test_weights_in_a_file_of_a_named_architecture(tmp_path: Path) -> None:

@@ -7,58 +7,36 @@ import open_clip
 import pytest
 import torch
 from tiny import tiny_clip
-from torch import Tensor, nn
+from torch import nn
 
+from benchmarks.experiments import model_files
+from benchmarks.experiments.model_files import (
+    image_written_out,
+    irregular,
+    text_written_out,
+    wrapped,
+)
 from compress import clip as clips
 from compress.errors import PocketclipError
 from compress.model import ClipModel, initialise_
 from compress.sources import _plain, tinyclip
-from compress.structure import ClipConfig, TextConfig, VisionConfig
 
 
-def irregular() -> ClipConfig:
-    """Heads and MLP differ by layer, as automatic inheritance leaves them."""
-    shared = {"head_width": 64, "activation": "gelu"}
-    return ClipConfig(
-        embed_dim=24,
-        vision=VisionConfig(
-            image_size=32, patch_size=8, width=40, heads=(2, 1), mlp_width=(64, 30), **shared
-        ),
-        text=TextConfig(
-            vocab_size=49408,
-            context_length=77,
-            width=36,
-            heads=(1, 2),
-            mlp_width=(20, 64),
-            **shared,
-        ),
-    )
-
-
-def wrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's names as TinyCLIP's trainer saves them, with its masks' parameters."""
-    theirs = {"_image_encoder.l0_module.heads_loga": torch.zeros(2, 2)}
-    for name, tensor in state.items():
-        if name == "logit_scale":
-            theirs["_logit_scale.logit_scale"] = tensor
-        else:
-            tower = "_image_encoder" if name.startswith("visual.") else "_text_encoder"
-            theirs[f"{tower}.module.{name}"] = tensor
-    return theirs
-
-
+@torch.no_grad()
 def test_shapes_come_back_from_the_weights(tmp_path: Path) -> None:
-    model = ClipModel(irregular())
-    initialise_(model)
-    theirs = wrapped(_plain.their_names(model.state_dict()))
-    torch.save({"state_dict": {f"module.{k}": v for k, v in theirs.items()}}, tmp_path / "a.pt")
+    state = model_files.tinyclip(tmp_path / "a.pt")
     clip = tinyclip.load(str(tmp_path / "a.pt"))
     assert clip.model.config == irregular()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(clip.model.state_dict()[name], tensor), name
+    pixels, tokens = torch.randn(2, 3, 32, 32), clip.tokenizer(["", "a photo of a cat"])
+    pairs = [
+        (clip.model.encode_image(pixels), image_written_out(state, pixels)),
+        (clip.model.encode_text(tokens), text_written_out(state, tokens.long())),
+    ]
+    for found, expected in pairs:
+        scale = expected.abs().max()
+        torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=3e-6)
     clips.save(clip, tmp_path / "saved")
     again = clips.load(tmp_path / "saved")
-    pixels = torch.randn(1, 3, 32, 32)
     found, expected = again.model.encode_image(pixels), clip.model.encode_image(pixels)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert (clip.license, clip.name) == ("mit", "a")
