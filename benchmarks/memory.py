@@ -1,5 +1,6 @@
 """Memory of this process and of the converters that it starts, watched while something runs."""
 
+import ctypes
 import gc
 import os
 import re
@@ -17,7 +18,7 @@ class Watch:
     """The highest memory seen since `watching` began."""
 
     def __init__(self) -> None:
-        gc.collect()  # what is garbage already would hide as much of what follows
+        _give_back()
         local.forget_peak()
         self._alone = local.resident_bytes()
         self._before = self._together = _all_bytes()
@@ -48,6 +49,14 @@ def watching() -> Iterator[Watch]:
     finally:
         done.set()
         thread.join()
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: what is reused from it would count as nothing."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def _all_bytes() -> int:
