@@ -11,6 +11,9 @@ from compress.data.pairs import Pairs
 from compress.embeddings import Embeddings, Split
 from compress.scores import Booleans, Integers, top_items
 
+LARGEST = 96
+"""Pixels a side of a picture in a report."""
+
 
 def compare(
     teacher: Embeddings, student: Embeddings, pairs: Pairs, count: int, seed: int
@@ -67,6 +70,7 @@ def _counts(teacher: Booleans, student: Booleans) -> dict[str, int]:
 
 
 def _png(image: Image.Image) -> str:
+    image.thumbnail((LARGEST, LARGEST))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -77,7 +77,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     from compress import recipe as recipes
 
     loaded = recipes.load(recipe, overrides)
-    steps = [step.folder_name for step in (*loaded.stages, *loaded.export)]
+    steps = [s.name for s in loaded.stages] + [s.folder_name for s in loaded.export]
     say(f"{recipe}: no mistakes; steps: {', '.join(steps)}")
 
 

@@ -19,8 +19,9 @@ from compress.errors import PocketclipError
 from compress.learner import Batch
 from compress.losses import TeacherFeatures
 from compress.phases import Phase, kept_patches, phase_at
+from compress.precision import autocast
 from compress.structure import UpstreamVision, VisionConfig
-from compress.train import autocast, step_generator
+from compress.train import step_generator
 from compress.work import Work
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Batches:
     def _teacher_images(self, images: Tensor, parameters: Tensor) -> Tensor:
         teacher = self.work.teacher
         size = teacher.model.config.vision.image_size
-        with autocast(self.cfg, self.work.device):
+        with autocast(self.cfg.precision, self.work.device):
             return embed_images(
                 teacher.model.image, replay(images, parameters, size, teacher.preprocess)
             )

@@ -58,7 +58,13 @@ class _Models:
 
     @cached_property
     def data(self) -> Data:
+        """What the recipe names; enough for a step's key."""
         return self.recipe.shards()
+
+    @cached_property
+    def sized_data(self) -> Data:
+        """The same, with training images as large as the teacher takes; decoded once for all."""
+        return self.data.sized_for(self.get(TEACHER))
 
     def get(self, folder: str) -> Clip:
         if folder not in self.opened:
@@ -81,11 +87,11 @@ class _Models:
 
     def _made_before(self, folder: str) -> tuple[Data, Path | None]:
         """The data as a curate stage left it, and the latest reinforced store, up to a stage."""
-        data, store = self.data, None
+        data, store = self.sized_data, None
         for stage in sorted(self.out.glob("[0-9][0-9]-*")):
             if stage.name <= folder:
                 if (stage / "curated.tar").exists():
-                    data = replace(self.data, train=[stage / "curated.tar"])
+                    data = replace(data, train=[stage / "curated.tar"])
                 if (stage / "store/store.json").exists():
                     store = stage / "store"
         return data, store
@@ -135,7 +141,7 @@ def _join_stage(models: _Models, step: Step, parent: str, folder: Path) -> None:
 def _run_export(models: _Models, step: Step, parent: str, folder: Path) -> None:
     exporter = plugin.find(plugin.EXPORTERS, step.name)
     try:
-        clip = fold(replace(models.get(parent), data=models.data))
+        clip = fold(replace(models.get(parent), data=models.sized_data))
         if not getattr(exporter, "HONOURS_SCHEME", False):
             clip = float_twin(clip)
         exporter.write(clip, step.config, folder)

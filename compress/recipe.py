@@ -33,8 +33,9 @@ class DataSettings(BaseModel):
     """JSON list of {"concept", "name"}: all zero-shot classes."""
     templates: tuple[str, ...] = ("{}",)
     """Zero-shot prompts; {} stands for the class name."""
-    image_size: int = Field(default=64, ge=8)
-    """Pixels along the short side at which images are kept in memory."""
+    image_size: int | None = Field(default=None, ge=8)
+    """Pixels a side at which training images are kept in memory: the short side resized, the centre
+    cropped. By default what the model takes. Splits are measured on pictures as they come."""
 
 
 class Step(BaseModel):

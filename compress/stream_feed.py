@@ -27,8 +27,9 @@ from compress.feed import masked_patches, own_patches, scale_of, teacher_scales
 from compress.learner import Batch
 from compress.losses import TeacherFeatures
 from compress.phases import phase_at
+from compress.precision import autocast
 from compress.preprocess import Preprocess, flatten
-from compress.train import autocast, step_generator
+from compress.train import step_generator
 from compress.work import Work
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ class StreamedBatches:
         views = [_replayed(s.image, s.entry, teacher.preprocess) for s in samples]
         pixels = torch.stack([teacher.preprocess(view) for view in views]).to(device)
         tokens = teacher.tokenizer([sample.caption for sample in samples]).to(device)
-        with autocast(self.cfg, device):
+        with autocast(self.cfg.precision, device):
             u = embed_images(teacher.model.image, pixels)
             v = embed_texts(teacher.model.text, tokens)
         bias = teacher.model.logit_bias

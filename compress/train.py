@@ -24,6 +24,7 @@ from compress.checkpoint import CHECKPOINT as CHECKPOINT
 from compress.checkpoint import State, Surgery
 from compress.errors import PocketclipError
 from compress.optimizers import set_lr
+from compress.precision import Precision
 
 # glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX, by their numbers in malloc.h
 MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**28, -4: 0}
@@ -55,9 +56,9 @@ class Training(BaseModel):
     """Largest gradient norm; a larger one is scaled down."""
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the averaged weights that the stage returns; 0 returns the last ones."""
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    precision: Precision = "auto"
     """Autocast type of the forward pass; weights and optimiser stay fp32. fp16 scales the loss, and
-    skips steps whose gradients overflow."""
+    skips steps whose gradients overflow. auto: bf16 where the hardware is faster at it."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Pairs per forward pass of a process; their activations are computed again in the backward
     pass, one after the other, so that a batch of any size fits. The gradient stays that of the
@@ -142,13 +143,6 @@ def fit(
     if cfg.ema_decay:
         model.load_state_dict(state.average, strict=False)
     model.eval()
-
-
-def autocast(cfg: Training, device: str) -> torch.autocast:
-    """The forward pass's precision; `device` is a torch device name such as cuda."""
-    kind = torch.device(device).type
-    dtype = torch.float16 if cfg.precision == "fp16" else torch.bfloat16
-    return torch.autocast(kind, dtype, enabled=cfg.precision != "fp32")
 
 
 def keep_freed_memory() -> None:

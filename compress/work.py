@@ -27,16 +27,20 @@ class Data:
     evaluate: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     classes_file: Path | None = None
     templates: Sequence[str] = ("{}",)
-    image_size: int = 64
+    image_size: int | None = None
+    """Pixels a side of the training images in memory; None until a model says what it takes."""
     template_captions: bool = False
     """Whether training pairs also have their name in every template as captions."""
 
     @cached_property
     def pairs(self) -> "Pairs":
-        """The training pairs, images at `image_size` pixels."""
+        """The training pairs, images at `image_size` pixels a side."""
         if not self.train:
             raise PocketclipError("data.train: this recipe names no shards, but a stage needs them")
-        pairs = _load(self.train, self.image_size)
+        from compress.data.pairs import load_pairs
+
+        assert self.image_size is not None, "sized_for() comes before the training pairs"
+        pairs = load_pairs(self.train, self.image_size)
         if not self.template_captions:
             return pairs
         captions = [
@@ -44,6 +48,10 @@ class Data:
             for own, name in zip(pairs.captions, pairs.names, strict=True)
         ]
         return replace(pairs, captions=captions)
+
+    def sized_for(self, clip: "Clip") -> "Data":
+        """The same data, its training images as large as the model takes unless already said."""
+        return self if self.image_size else replace(self, image_size=max(clip.preprocess.size))
 
     def prompted(self) -> "Data":
         """The same data with `template_captions`."""
@@ -54,12 +62,16 @@ class Data:
         return {}
 
     def split(self, name: str) -> "Pairs":
-        """The pairs of an evaluation split, by its name in the recipe's `data.evaluate`."""
+        """The pairs of an evaluation split, by its name in the recipe's `data.evaluate`; its
+        pictures at their own sizes, so that each model's preprocessing sees whole ones.
+        """
+        from compress.data.pairs import load_split
+
         if name not in self.evaluate:
             known = ", ".join(self.evaluate) or "none"
             raise PocketclipError(f"data.evaluate.{name}: no such split (the recipe has: {known})")
         if name not in self._splits:
-            self._splits[name] = _load(self.evaluate[name], self.image_size)
+            self._splits[name] = load_split(self.evaluate[name])
         return self._splits[name]
 
     @cached_property
@@ -73,14 +85,15 @@ class Data:
     def digest(self) -> str:
         """sha256 of all that a stage may learn from."""
         words = [*self.templates, *(["template captions"] if self.template_captions else [])]
-        return _digest(self.train, self.classes_file, words, self.image_size)
+        size = "" if self.image_size is None else str(self.image_size)
+        return _digest(self.train, self.classes_file, [size, *words])
 
     @cached_property
     def evaluation_digest(self) -> str:
         """sha256 of all that an accuracy figure depends on."""
         shards = [path for name in sorted(self.evaluate) for path in self.evaluate[name]]
         names = [f"{name}:{len(self.evaluate[name])}" for name in sorted(self.evaluate)]
-        return _digest(shards, self.classes_file, (*self.templates, *names), self.image_size)
+        return _digest(shards, self.classes_file, [*self.templates, *names])
 
 
 @dataclass(frozen=True)
@@ -115,18 +128,10 @@ def read_classes(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _load(paths: Sequence[Path], size: int) -> "Pairs":
-    from compress.data.pairs import load_pairs
-
-    return load_pairs(paths, size)
-
-
-def _digest(
-    shards: Sequence[Path], classes: Path | None, words: Sequence[str], image_size: int
-) -> str:
+def _digest(shards: Sequence[Path], classes: Path | None, words: Sequence[str]) -> str:
     from compress.data.shards import digest
 
-    parts = [digest(shards) if shards else "", str(image_size), *words]
+    parts = [digest(shards) if shards else "", *words]
     if classes is not None:
         parts.append(hashlib.sha256(classes.read_bytes()).hexdigest())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

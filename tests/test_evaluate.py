@@ -11,6 +11,8 @@ from PIL import Image
 from compress.embeddings import embed, headline_split, read_split, split_names
 from compress.errors import PocketclipError
 from compress.evaluate import Config, evaluate, measure
+from compress.preprocess import Preprocess
+from compress.work import Data
 
 WIDTH = 16
 QUIET = {"progress": False}
@@ -257,3 +259,24 @@ def test_old_index_is_asked_with_new_queries():
 
 def row_of(embeddings, cfg):
     return measure(embeddings, cfg)["text_to_image_r10"]
+
+
+def test_a_models_own_preprocessing_sees_the_whole_picture(tmp_path):
+    wide = Image.new("RGB", (60, 20), (255, 0, 0))
+    wide.paste((0, 0, 255), (0, 0, 10, 20))  # outside of what a centre crop keeps
+    wide.save(tmp_path / "wide.png")
+    (tmp_path / "wide.txt").write_text("a bar")
+    squash = Preprocess(size=(24, 24), resize_mode="squash")
+    seen = []
+
+    def encode_image(pixels):
+        seen.append(pixels)
+        return torch.ones(len(pixels), 1)
+
+    encoder = SimpleNamespace(
+        encode_image=encode_image, encode_text=lambda tokens: torch.ones(len(tokens), 1)
+    )
+    contracts = SimpleNamespace(preprocess=squash, tokenizer=lambda texts: torch.ones(len(texts)))
+    data = Data(evaluate={"val": [tmp_path]}, image_size=16)
+    embed(encoder, contracts, data, Config(), **QUIET)
+    assert torch.equal(seen[0][0], squash(Image.open(tmp_path / "wide.png")))

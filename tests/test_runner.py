@@ -17,6 +17,7 @@ from compress import jobs, runner
 from compress import recipe as recipes
 from compress.errors import GateFailed, PocketclipError
 from compress.manifest import locked
+from tests.tiny import tiny_clip
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -92,11 +93,21 @@ def test_a_stage_gets_only_what_stages_before_it_have_made(recipe_file: Path) ->
     for name in ("01-curate/curated.tar", "02-reinforce/store/store.json"):
         (out / name).parent.mkdir(parents=True)
         (out / name).touch()
+    compress.clip.save(tiny_clip(), out / "teacher")
     models = jobs._Models(recipes.load(recipe_file), out)
     found = [models._made_before(f) for f in ("00-nudge", "01-curate", "02-reinforce")]
     pictures, curated = [recipe_file.parent / "pictures"], [out / "01-curate/curated.tar"]
     assert [data.train for data, _ in found] == [pictures, curated, curated]
     assert [store for _, store in found] == [None, None, out / "02-reinforce/store"]
+
+
+def test_unsized_data_is_decoded_once_as_large_as_the_teacher_takes(recipe_file: Path) -> None:
+    out = recipe_file.parent / "run"
+    compress.clip.save(tiny_clip(), out / "teacher")
+    models = jobs._Models(recipes.load(recipe_file, ["data.image_size=null"]), out)
+    works = [models.work("teacher"), models.work("teacher")]
+    assert works[0].data is works[1].data
+    assert works[0].data.image_size == max(tiny_clip().preprocess.size)
 
 
 def test_changed_setting_reruns_from_there_and_says_why(recipe_file: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from compress.errors import PocketclipError
 from compress.work import Data, read_classes
+from tests.tiny import tiny_clip
 
 
 def test_shards_are_read_once(data: Data) -> None:
@@ -28,6 +29,18 @@ def test_digest_covers_what_a_stage_learns_from(data: Data, tmp_path: Path) -> N
     assert replace(data, classes_file=None).digest != before
     (tmp_path / "pictures" / "red-bar.json").write_text('{"caption": "a bar"}')
     assert replace(data).digest != before
+
+
+def test_training_images_are_as_large_as_the_model_takes(data: Data) -> None:
+    unsized, clip = replace(data, image_size=None), tiny_clip()
+    assert unsized.sized_for(clip).pairs.images.shape[-1] == clip.preprocess.size[0] != 24
+    assert replace(data, image_size=24).sized_for(clip).pairs.images.shape[-1] == 24
+
+
+def test_what_training_keeps_in_memory_does_not_change_what_is_measured(data: Data) -> None:
+    smaller = replace(data, image_size=8)
+    assert smaller.evaluation_digest == data.evaluation_digest
+    assert smaller.split("val").image(0).size == data.split("val").image(0).size == (32, 32)
 
 
 def test_evaluation_splits_count_for_accuracy_only(data: Data) -> None:

@@ -248,9 +248,9 @@ def step_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:
 
     from compress.feed import open_feed
     from compress.learner import Learner
+    from compress.precision import autocast
     from compress.sources import new
     from compress.stages import distill
-    from compress.train import autocast
 
     path = folder / f"steps-{rounds}.json"
     if path.exists():
@@ -276,7 +276,7 @@ def step_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:
             started = time.process_time()
             batch = feed.at(n)
             fed = time.process_time()
-            loss, _ = learner(batch, n, autocast(cfg, "cpu"))
+            loss, _ = learner(batch, n, autocast(cfg.precision, "cpu"))
             loss.backward()
             learner.zero_grad()
             ended = time.process_time()

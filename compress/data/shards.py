@@ -43,6 +43,8 @@ class Sample:
 
     key: str
     image: Image.Image
+    content: bytes
+    """The image file."""
     captions: list[str]
     concept: str = ""
     name: str = ""
@@ -241,7 +243,7 @@ def make_sample(key: str, members: list[Member]) -> Sample:
     except DAMAGED as error:
         raise BadSampleError(f"{name}: not a whole image ({error})") from error
     facts = about.model_dump(exclude={"caption", "captions", "name"})
-    return Sample(key, image, captions, name=about.name or captions[0], **facts)
+    return Sample(key, image, images[0].content, captions, name=about.name or captions[0], **facts)
 
 
 def read_json(member: Member) -> SampleJson:

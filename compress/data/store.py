@@ -22,6 +22,7 @@ from compress.batches import embed_images, embed_texts
 from compress.clip import Clip
 from compress.data.augment import Augment, replay
 from compress.errors import PocketclipError
+from compress.precision import autocast
 from compress.work import Work
 
 FILE = "store.safetensors"
@@ -101,7 +102,7 @@ def _embed(work: Work, parameters: Tensor, captions: list[str]) -> dict[str, Ten
     images = []
     starts = range(0, num * views, CHUNK)
     bar = {"console": Console(stderr=True), "transient": True}
-    with torch.autocast(torch.device(work.device).type, torch.bfloat16):
+    with autocast("auto", work.device):
         for first in track(starts, "teacher embeds images", **bar):  # type: ignore[arg-type]
             which = torch.arange(first, min(first + CHUNK, num * views))
             chosen = pairs.images[which // views].to(work.device)

@@ -24,9 +24,10 @@ from compress.masks import Inherit
 from compress.model import plain_image_tower
 from compress.objective import ALONE, Objective
 from compress.phases import Phase, check_phases
+from compress.precision import autocast
 from compress.removal import attended
 from compress.stream_feed import Stream
-from compress.train import Training, autocast, bank_fits_checkpoints, fit
+from compress.train import Training, bank_fits_checkpoints, fit
 from compress.work import Work
 
 VERSION = 1
@@ -137,7 +138,7 @@ def train(learner: Learner, feed: Feed, work: Work, cfg: Config, out: Path) -> N
         batch = replace(feed.at(step), bank=banks.at(step))
         if cfg.removal and batch.keep is not None:
             batch = _attentive(learner, batch)
-        loss, figures = wrapped(batch, step, autocast(cfg, work.device))
+        loss, figures = wrapped(batch, step, autocast(cfg.precision, work.device))
         return loss, figures
 
     fit(learner, step_loss, cfg, work.seed, out, learner if cfg.inherit else None)

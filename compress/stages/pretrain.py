@@ -18,7 +18,8 @@ from compress.clip import Clip, build
 from compress.data.augment import Augment, replay
 from compress.model import Block, ClipModel
 from compress.phases import Phase, check_phases, kept_patches, phase_at
-from compress.train import Training, autocast, bank_fits_checkpoints, fit, step_generator
+from compress.precision import autocast
+from compress.train import Training, bank_fits_checkpoints, fit, step_generator
 from compress.work import Work
 
 VERSION = 1
@@ -85,7 +86,7 @@ def train(clip: Clip, work: Work, cfg: Config, out: Path) -> None:
         captions = sampler.captions(indices, generator)[parallel.own_rows(len(indices))]
         tokens = clip.tokenizer(captions).to(work.device)
         batch = pixels, keep, tokens, bank.at(step), groups.to(work.device)
-        loss, figures = wrapped(*batch, autocast(cfg, work.device))
+        loss, figures = wrapped(*batch, autocast(cfg.precision, work.device))
         return loss, figures
 
     fit(pretraining.student, step_loss, cfg, work.seed, out)

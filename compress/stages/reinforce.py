@@ -29,6 +29,7 @@ from compress.data.param_aug import Crops
 from compress.data.param_aug import replay as replay_crop
 from compress.data.reinforced import Identity, Sample, Teacher
 from compress.data.store import fingerprint
+from compress.precision import autocast
 from compress.preprocess import Preprocess, flatten
 from compress.work import Work
 
@@ -59,7 +60,7 @@ class Config(BaseModel):
     it alike in the distill stage that reads the store."""
     shard_size: int = Field(default=1024, ge=1)
     """Samples of a shard; a stopped run loses one shard at most."""
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast type of the teachers."""
     datacompdr: Literal["npz", "pth.gz"] | None = None
     """Also write the shards in Apple's layout, as float32 or bfloat16; needs `crops`."""
@@ -165,7 +166,7 @@ class Worker:
         if data.pairs.concepts is None or (self.folder / name_bank.FILE).exists():
             return
         names, templates = Sampler(data.pairs).names, list(data.templates)
-        with self._autocast():
+        with autocast(self.cfg.precision, self.work.device):
             banks = [embed_names(clip, names, templates).float().cpu() for clip in self.teachers]
         name_bank.write(self.folder, self.identity.digest, names, banks)
 
@@ -189,7 +190,7 @@ class Worker:
                         for row, n in zip(rows.tolist(), which.tolist(), strict=True)
                     ]
                 ).to(self.work.device)
-            with self._autocast():
+            with autocast(self.cfg.precision, self.work.device):
                 found.append(embed_images(clip.model.image, pixels).bfloat16().cpu())
         return torch.cat(found).view(len(indices), views, -1)
 
@@ -205,13 +206,9 @@ class Worker:
         found = []
         for start in range(0, len(texts), CHUNK):
             tokens = clip.tokenizer(texts[start : start + CHUNK]).to(self.work.device)
-            with self._autocast():
+            with autocast(self.cfg.precision, self.work.device):
                 found.append(embed_texts(clip.model.text, tokens).bfloat16().cpu())
         return torch.cat(found)
-
-    def _autocast(self) -> torch.autocast:
-        kind = torch.device(self.work.device).type
-        return torch.autocast(kind, torch.bfloat16, enabled=self.cfg.precision == "bf16")
 
 
 def describe(clip: Clip) -> Teacher:

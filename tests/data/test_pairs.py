@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from compress.data import pairs
-from compress.data.pairs import load_pairs
+from compress.data.pairs import load_pairs, load_split
 from compress.errors import PocketclipError
 
 
@@ -64,3 +64,21 @@ def test_skipped_samples_leave_no_gap(folder: Path) -> None:
 def test_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PocketclipError, match="no image with a caption"):
         load_pairs([tmp_path], 16)
+
+
+def test_split_keeps_pictures_at_their_own_size_and_aspect(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    wide = Image.fromarray(random.integers(0, 256, (20, 50, 4), dtype=np.uint8))
+    wide.save(folder / "1.png")
+    found = load_split([folder])
+    assert len(found) == 3 and len(found.images) == 0
+    assert found.image(1).size == (50, 20)
+    assert found.image(1).tobytes() == wide.tobytes()
+    assert found.captions == load_pairs([folder], 16).captions
+
+
+def test_split_over_the_limit_names_the_sample(folder: Path) -> None:
+    sizes = [(folder / f"{n}.png").stat().st_size for n in range(3)]
+    load_split([folder], memory_limit_gib=sum(sizes) / 2**30)
+    with pytest.raises(PocketclipError, match="2: the images up to this one need more"):
+        load_split([folder], memory_limit_gib=(sum(sizes) - 1) / 2**30)
