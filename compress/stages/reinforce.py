@@ -149,7 +149,7 @@ class Worker:
             tensors["parameters"] = drawn.view(len(indices), cfg.views, -1)
         else:
             chance = random.Random(start)
-            side = self.work.data.image_size
+            side = pairs.images.shape[-1]
             crops = [
                 [cfg.crops.draw(side, side, chance) for _ in range(cfg.views)] for _ in indices
             ]
