@@ -1,7 +1,8 @@
 """ExecuTorch for phones and small devices: XNNPACK in float32, or in int8 through torchao's PT2E.
 
 What XNNPACK cannot run falls back to portable kernels, each time with a copy in and out: towers
-are therefore rewritten until nearly everything is delegated, and the bundle says how much is.
+are therefore rewritten until nearly everything is delegated, and the bundle says how much is. Core
+ML and QNN take over where they are asked for and can run.
 """
 
 import importlib.util
@@ -13,13 +14,21 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from compress.clip import Clip
-from compress.structure import VisionConfig
 from compress.twin import float_twin
-from export import Unavailable, _aten, _batches, _bundle, _calibration, _decomposed, _xnnpack
+from export import (
+    Unavailable,
+    _aten,
+    _batches,
+    _bundle,
+    _calibration,
+    _decomposed,
+    _delegates,
+    _xnnpack,
+)
 from export import onnx as portable
 
 VERSION = 1
@@ -27,6 +36,7 @@ REQUIRES = "executorch"
 HONOURS_SCHEME = True
 
 MIN_COSINE = {"fp32": 0.9999, "int8": 0.98, "int8-static": 0.9}
+MIN_COSINE_HALF = 0.999
 
 
 class Config(BaseModel):
@@ -38,13 +48,24 @@ class Config(BaseModel):
     """fp32. int8: linear layers with 8-bit weights, one scale per column, and activations quantized
     as they come; of a model with a scheme, its foldings and weights. int8-static: with fixed ranges
     of outputs too, for devices without dynamic kernels."""
+    backend: _delegates.Backend = "xnnpack"
+    """Who runs the towers. xnnpack: CPUs. coreml: Apple's chips. qnn: the NPU of a Snapdragon. The
+    last two compute in half precision, take precision fp32 alone and need their SDK."""
+    soc: str = "SM8650"
+    """qnn: the Snapdragon's model, as Qualcomm numbers it."""
     calibration: int = Field(default=128, ge=1)
     """int8-static: number of training pairs that the ranges come from."""
     batch: int = Field(default=1, ge=1)
     """Images or texts per call, fixed in the program."""
     min_cosine: float | None = Field(default=None, ge=-1, le=1)
-    """Parity gate, worst cosine to the torch model; None: 0.9999 for fp32, 0.98 for int8, 0.9 for
-    int8-static."""
+    """Parity gate, worst cosine to the torch model; None: 0.9999 for fp32 (0.999 where a backend
+    computes in half precision), 0.98 for int8, 0.9 for int8-static."""
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> "Config":
+        if self.backend != "xnnpack" and self.precision != "fp32":
+            raise ValueError(f"backend {self.backend} takes precision fp32, not {self.precision}")
+        return self
 
     @property
     def calibrates(self) -> bool:
@@ -73,14 +94,16 @@ class PteEncoder:
 def write(clip: Clip, cfg: Config, out: Path) -> None:
     """Export both towers as a whole bundle at `out`.
 
-    Raises GateFailed if the files disagree with the torch model; nothing is left at `out` then.
+    Raises GateFailed if the files disagree with the torch model, Unavailable where the backend
+    cannot run; nothing is left at `out` then.
     """
     _require()
+    _delegates.require(cfg.backend)
     schemed = cfg.precision == "int8" and clip.model.config.scheme is not None
     clip = clip if schemed else float_twin(clip)
     samples = _calibration.collect(clip, cfg.calibration) if cfg.calibrates else None
     runtime: dict[str, Any] = {
-        "backend": "xnnpack",
+        "backend": cfg.backend,
         "proved_with": {"executorch": metadata.version("executorch"), "cpu": platform.machine()},
     }
     notes: dict[str, str] = {}
@@ -95,17 +118,8 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
                 notes |= unlike
             else:
                 program = trace(clip, tower, cfg, samples)
-            content, runtime[tower] = lower(program)
+            content, runtime[tower] = lower(program, cfg.backend, cfg.soc)
             (folder / f"{tower}.pte").write_bytes(content)
-
-
-def refuses(clip: Clip) -> str | None:
-    """What ends the process that runs a program, so that no gate could say it."""
-    vision = clip.model.config.vision
-    reduction = vision.reduction if isinstance(vision, VisionConfig) else None
-    if reduction is None or reduction.method in ("grid", "random"):
-        return None
-    return f"ExecuTorch 1.5 crashes on towers whose {reduction.method} chooses tokens by content"
 
 
 def load(folder: Path, device: str = "cpu", threads: int | None = None) -> PteEncoder:
@@ -123,7 +137,8 @@ def load(folder: Path, device: str = "cpu", threads: int | None = None) -> PteEn
 
 def spec(cfg: Config, runtime: dict[str, Any]) -> _bundle.Spec:
     """What the bundle's pages say of this target; `runtime` may grow until it is written."""
-    gate = MIN_COSINE[cfg.precision] if cfg.min_cosine is None else cfg.min_cosine
+    usual = MIN_COSINE[cfg.precision] if cfg.backend == "xnnpack" else MIN_COSINE_HALF
+    gate = usual if cfg.min_cosine is None else cfg.min_cosine
     return _bundle.Spec(
         "executorch",
         cfg.precision,
@@ -140,10 +155,11 @@ def spec(cfg: Config, runtime: dict[str, Any]) -> _bundle.Spec:
 def trace(
     clip: Clip, tower: str, cfg: Config, samples: _calibration.Calibration | None
 ) -> torch.export.ExportedProgram:
-    """One tower as a program of XNNPACK's operators, quantized as `cfg.precision` says."""
-    module = _xnnpack.write_out_(portable.unit(clip, tower))
+    """One tower as a program of its backend's operators, quantized as `cfg.precision` says."""
+    module = portable.unit(clip, tower)
+    module = _xnnpack.write_out_(module) if cfg.backend == "xnnpack" else module
     example = portable.example(clip, tower, cfg.batch)
-    program = _aten.graph(module, example, _aten.PORTABLE)
+    program = computed(_aten.graph(module, example, _aten.PORTABLE))
     if cfg.precision == "fp32":
         return program
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
@@ -176,22 +192,34 @@ def realised(
     """
     module, notes = _decomposed.realise(clip, tower, dynamic=True)
     unit = _xnnpack.write_out_(portable.Unit(module).eval())
-    return _aten.graph(unit, portable.example(clip, tower, batch), _aten.PORTABLE), notes
+    return computed(_aten.graph(unit, portable.example(clip, tower, batch), _aten.PORTABLE)), notes
 
 
-def lower(program: torch.export.ExportedProgram) -> tuple[bytes, dict[str, Any]]:
-    """A program -> the bytes of a .pte file, and how much of it XNNPACK runs.
+def computed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program with what follows from weights alone computed once, but for integer weights.
 
-    `delegates`: pieces that XNNPACK runs; `delegated_share`: their part of all operators.
+    Token reduction takes its queries and keys from slices of weights; left in the graph, XNNPACK's
+    partitions become cyclic or crash when they run.
     """
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.backends.xnnpack.utils.configs import get_transform_passes
-    from executorch.devtools.backend_debug import get_delegation_info
-    from executorch.exir import to_edge_transform_and_lower
+    from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
-    edge = to_edge_transform_and_lower(
-        program, partitioner=[XnnpackPartitioner()], transform_passes=get_transform_passes()
-    )
+    ops = torch.ops.quantized_decomposed
+    integers = {ops.quantize_per_channel.default, ops.dequantize_per_channel.default}
+    return constant_prop_pass(program, custom_skip_targets=integers)
+
+
+def lower(
+    program: torch.export.ExportedProgram,
+    backend: _delegates.Backend = "xnnpack",
+    soc: str = Config().soc,
+) -> tuple[bytes, dict[str, Any]]:
+    """A program -> the bytes of a .pte file, and how much of it the backend runs.
+
+    `delegates`: pieces that the backend runs; `delegated_share`: their part of all operators.
+    """
+    from executorch.devtools.backend_debug import get_delegation_info
+
+    edge = _delegates.lower(program, backend, soc)
     info = get_delegation_info(edge.exported_program().graph_module)
     inside, outside = info.num_delegated_nodes, info.num_non_delegated_nodes
     about = {
@@ -214,7 +242,11 @@ def set_threads(threads: int) -> None:
 def _method(path: Path) -> Any:
     from executorch.runtime import Runtime
 
-    return Runtime.get().load_program(path).load_method("forward")
+    program = Runtime.get().load_program(path)
+    try:
+        return program.load_method("forward")
+    except RuntimeError as error:  # says what it lacks: a backend, an operator
+        raise Unavailable(f"this ExecuTorch cannot run {path.name}: {error}") from error
 
 
 def _run(method: Any, rows: np.ndarray) -> Tensor:

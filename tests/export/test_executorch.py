@@ -1,14 +1,19 @@
 """ExecuTorch programs: written-out norms, what XNNPACK runs of them, and the thread pool."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import tiny_clip
 from torch import nn
 
-from export import Unavailable, _xnnpack
+from compress.clip import Clip, TorchEncoder
+from compress.model import ClipModel
+from compress.schedule import Reduction, Site
+from export import Unavailable, _delegates, _xnnpack
 
 exporter = pytest.importorskip("export.executorch")
 
@@ -35,6 +40,64 @@ def test_nearly_all_is_delegated_in_few_pieces(tmp_path: Path) -> None:
     assert runtime["image"]["delegates"] <= 5
     assert runtime["image"]["delegated_share"] > 0.9
     assert runtime["text"]["delegates"] <= 4
+
+
+@pytest.mark.parametrize("method", ["guarded", "tome"])
+def test_token_reduced_towers_run(method: str, tmp_path: Path) -> None:
+    """Weight slices left in their graph crash XNNPACK, or end in cyclic partitions."""
+    pytest.importorskip("executorch")
+    clip = reduced(method)
+    content, about = exporter.lower(exporter.trace(clip, "image", exporter.Config(), None))
+    assert about["delegated_share"] > 0.75
+    (tmp_path / "image.pte").write_bytes(content)
+    pixels = torch.randn(3, 3, 32, 32)
+    found = exporter._run(exporter._method(tmp_path / "image.pte"), pixels.numpy())
+    expected = TorchEncoder(clip).encode_image(pixels)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def reduced(method: str) -> Clip:
+    """The tiny model of three layers with half of its tokens behind the first."""
+    guard = 2 if method == "guarded" else 0
+    reduction = Reduction(method=method, sites=(Site(layer=0, keep=8),), guard=guard)
+    clip = tiny_clip(layers=3)
+    vision = clip.model.config.vision.model_copy(update={"reduction": reduction})
+    model = ClipModel(clip.model.config.model_copy(update={"vision": vision}))
+    model.load_state_dict(clip.model.state_dict())
+    return replace(clip, model=model.eval())
+
+
+@pytest.mark.parametrize(
+    ("backend", "words"), [("coreml", "Core ML predicts on macOS only"), ("qnn", "SDK is not inst")]
+)
+def test_a_backend_that_cannot_run_here_says_why(
+    backend: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = pytest.importorskip("executorch.runtime")
+    registry = SimpleNamespace(is_available=lambda name: name == "XnnpackBackend")
+    monkeypatch.setattr(runtime.Runtime, "get", lambda: SimpleNamespace(backend_registry=registry))
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    with pytest.raises(Unavailable, match=words):
+        exporter.write(tiny_clip(), exporter.Config(backend=backend), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    _delegates.require("xnnpack")
+
+
+def test_core_ml_takes_nearly_all_of_both_towers() -> None:
+    """Lowering needs no Mac, running does."""
+    pytest.importorskip("executorch.backends.apple.coreml.compiler")
+    pytest.importorskip("coremltools")
+    cfg = exporter.Config(backend="coreml")
+    for tower in ("image", "text"):
+        program = exporter.trace(tiny_clip(), tower, cfg, None)
+        content, about = exporter.lower(program, "coreml")
+        assert b"CoreMLBackend" in content and about["delegates"] <= 3
+        assert about["delegated_share"] > 0.9
+
+
+def test_other_backends_take_one_precision() -> None:
+    with pytest.raises(ValueError, match="backend coreml takes precision fp32, not int8"):
+        exporter.Config(backend="coreml", precision="int8")
 
 
 def test_thread_pool_is_set_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:

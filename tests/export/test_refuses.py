@@ -42,12 +42,6 @@ def test_ncnn_names_the_layer_that_it_lacks(clip: Clip, words: str | None) -> No
     assert said is None if words is None else words in said
 
 
-def test_executorch_refuses_what_would_crash_it() -> None:
-    exporter = plugin.find(plugin.EXPORTERS, "executorch")
-    assert "guarded chooses" in exporter.refuses(changed("vision", reduction=REDUCED))
-    assert exporter.refuses(changed("vision", reduction=GRID)) is None
-
-
 def test_contracts_that_readers_cannot_follow_are_refused() -> None:
     clip = tiny_clip()
     padded = replace(clip, preprocess=clip.preprocess.model_copy(update={"resize_mode": "longest"}))
