@@ -27,7 +27,29 @@ def half(model: Any) -> Any:
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    return convert_float_to_float16(model, keep_io_types=True, op_block_list=list(KEPT_FLOAT))
+    own = _unshared(model)
+    return convert_float_to_float16(own, keep_io_types=True, op_block_list=list(KEPT_FLOAT))
+
+
+def _unshared(model: Any) -> Any:
+    """The model with constants of its own for each operator that stays float32.
+
+    The converter casts an operator's constant and names the cast by the constant: two operators of
+    one constant, as equal weights of an untrained model become, would get equal names.
+    """
+    made = type(model)()
+    made.CopyFrom(model)
+    constants = {tensor.name: tensor for tensor in made.graph.initializer}
+    taken = set()
+    for number, node in enumerate(n for n in made.graph.node if n.op_type in KEPT_FLOAT):
+        for place, name in enumerate(node.input):
+            if name in taken:
+                copy = made.graph.initializer.add()
+                copy.CopyFrom(constants[name])
+                copy.name = node.input[place] = f"{name}.{number}"
+            elif name in constants:
+                taken.add(name)
+    return made
 
 
 def static(model: Any, rows: list[np.ndarray], reduce_range: bool) -> Any:
