@@ -1,8 +1,6 @@
 """ONNX Runtime: the portable graph in float32, or rewritten for its narrower operators."""
 
 import json
-import platform
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from compress.clip import Clip
 from compress.scheme import Scheme
 from compress.twin import float_twin
-from export import _bundle, _calibration, _whole
+from export import _bundle, _calibration, _saturation, _whole
 from export import onnx as portable
 
 VERSION = 1
@@ -24,6 +22,7 @@ HONOURS_SCHEME = True
 
 Precision = Literal["fp32", "fp16", "int8", "int8-static", "int4"]
 MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.98, "int8-static": 0.9, "int4": 0.9}
+REMEDY = "export with reduce_range: true (a scheme: quantize with weight_bits: 7)"
 
 
 class Config(BaseModel):
@@ -129,16 +128,11 @@ def load(folder: Path, device: str = "cpu", threads: int | None = None) -> porta
     Warns where this CPU's 8-bit sums can overflow with the bundle's weights.
     """
     folder = Path(folder)
-    if _full_range_int8(folder / "bundle.json") and saturates(machine_flags()):
-        warnings.warn(
-            f"{folder}: this CPU has no VNNI, its 8-bit sums can overflow with these weights; "
-            "check with `pocketclip verify`, or export with reduce_range: true",
-            stacklevel=2,
-        )
-    flat = (folder / "image.ort").exists()
-    files = {tower: f"{tower}.ort" for tower in _bundle.TOWERS} if flat else portable.FILES
     about = folder / "bundle.json"
     bundle = json.loads(about.read_text(encoding="utf-8")) if about.exists() else {}
+    _saturation.warn(folder, bundle.get("runtime", {}), REMEDY)
+    flat = (folder / "image.ort").exists()
+    files = {tower: f"{tower}.ort" for tower in _bundle.TOWERS} if flat else portable.FILES
     shapes = _whole.shapes(bundle) if bundle else {}
     return _opened(folder, device, threads, files, shapes)
 
@@ -180,9 +174,7 @@ def spec(
         runtime["calibration"] = samples.record()
     if scheme is not None:
         runtime["scheme"] = scheme.label
-        runtime["weight_bits"] = max(
-            (e.weight_bits or 0 for e in scheme.layers.values() if e.act_bits), default=0
-        )
+        runtime["weight_bits"] = _saturation.weight_bits(scheme)
     elif cfg.precision.startswith("int8"):
         runtime["weight_bits"] = 7 if cfg.reduce_range else 8
     diagnose = partial(portable.diagnose, batch=cfg.batch, min_cosine=gate)
@@ -215,24 +207,3 @@ def _flat(folder: Path, tower: str) -> None:
     onnxruntime.InferenceSession(str(source), options, disabled_optimizers=["NchwcTransformer"])
     for file in folder.glob(f"{source.name}*"):
         file.unlink()
-
-
-def saturates(flags: set[str] | None) -> bool:
-    """Whether a CPU with these flags adds u8 * s8 products in 16 bits; None is not x86."""
-    return flags is not None and not flags & {"avx512_vnni", "avx_vnni", "avx_vnni_int8"}
-
-
-def machine_flags() -> set[str] | None:
-    """Flags of this x86 CPU as Linux names them; None elsewhere, where nothing is known."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if platform.machine() not in ("x86_64", "AMD64") or not cpuinfo.exists():
-        return None
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
-
-
-def _full_range_int8(path: Path) -> bool:
-    if not path.exists():
-        return False
-    runtime: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["runtime"]
-    return runtime.get("weight_bits") == 8

@@ -18,7 +18,7 @@ from torch import Tensor
 from compress.clip import Clip
 from compress.scheme import Scheme
 from compress.twin import float_twin
-from export import Unavailable, _batches, _bundle, _calibration, _scheme
+from export import Unavailable, _batches, _bundle, _calibration, _saturation, _scheme
 from export import onnx as portable
 
 VERSION = 1
@@ -31,6 +31,7 @@ MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.9, "int8-weights": 0.98, 
 # Left to itself the CPU rounds the inputs of matrices with integer weights to 8 bits in groups of
 # 32, whatever the file says (cosine 0.9998 on the embedded teacher).
 FLOAT_INPUTS = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+REMEDY = "quantize with weight_bits: 7"
 
 
 class Config(BaseModel):
@@ -106,6 +107,8 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
     scheme = clip.model.config.scheme
     plugin = FLOAT_INPUTS if scheme is not None and inputs_stay(scheme) else {}
     about = spec(cfg, samples, plugin)
+    if schemed and scheme is not None:
+        about.runtime["weight_bits"] = _saturation.weight_bits(scheme)
     half = cfg.precision == "fp16" or (scheme is not None and scheme.rest == "float16")
     notes: dict[str, str] = {}
     with _bundle.writing(clip, out, about) as folder:
@@ -128,11 +131,14 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
 def load(folder: Path, device: str = "cpu", threads: int | None = None) -> OvEncoder:
     """Open a bundle on `cpu`, `gpu` or `npu` at the precision that it was proved with.
 
-    `threads` None leaves the choice to OpenVINO.
+    `threads` None leaves the choice to OpenVINO. Warns where this CPU's 8-bit sums can overflow
+    with the bundle's weights.
     """
     folder = Path(folder)
     about = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     runtime = about["runtime"]
+    if device == "cpu":
+        _saturation.warn(folder, runtime, REMEDY)
     plugin = runtime.get("plugin", {})
     return OvEncoder(folder, device, threads, runtime["inference_precision"], plugin)
 
@@ -154,6 +160,8 @@ def spec(
         "inference_precision": cfg.inference_precision,
         "proved_with": versions,
     }
+    if cfg.precision.startswith("int8"):
+        runtime["weight_bits"] = 8
     if samples:
         runtime |= {"calibration": samples.record(), "smooth_quant": cfg.smooth_quant}
     if plugin:

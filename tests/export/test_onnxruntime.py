@@ -10,7 +10,7 @@ import pytest
 from tiny import tiny_clip
 
 from compress.errors import GateFailed
-from export import Unavailable
+from export import Unavailable, _saturation
 from export import onnxruntime as exporter
 from export._verify import verify
 
@@ -57,6 +57,17 @@ def test_readme_code_runs(bundle: Path) -> None:
     assert done.stdout.count("%") == 3
 
 
+def test_half_precision_takes_equal_weights(tmp_path: Path) -> None:
+    """An untrained model's norms are all alike, and become one constant of the graph."""
+    clip = tiny_clip()
+    norms = [clip.model.text.blocks[i].norm1 for i in range(2)]
+    assert norms[0].weight.equal(norms[1].weight)
+    exporter.write(clip, exporter.Config(precision="fp16"), tmp_path / "out")
+    assert min(verify(tmp_path / "out").values()) > 0.999
+    kinds = {t.data_type for t in onnx.load(tmp_path / "out" / "text.onnx").graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in kinds
+
+
 def test_int8_files_are_a_fraction_of_fp32(tmp_path: Path) -> None:
     clip = tiny_clip(width=128, embed_dim=64)
     sizes = {}
@@ -76,17 +87,9 @@ def test_a_gate_above_what_int8_reaches_is_reported_with_figures(tmp_path: Path)
 def test_full_range_weights_warn_on_a_cpu_without_vnni(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.setattr(exporter, "machine_flags", lambda: {"avx2", "avx512f"})
+    monkeypatch.setattr(_saturation, "machine_flags", lambda: {"avx2", "avx512f"})
     exporter.load(bundle, threads=1)
     assert any("reduce_range" in str(w.message) for w in recwarn) == bundle.name.endswith("int8")
-
-
-@pytest.mark.parametrize(
-    ("flags", "overflow"),
-    [({"avx2"}, True), ({"avx2", "avx_vnni"}, False), ({"avx512_vnni"}, False), (None, False)],
-)
-def test_only_x86_without_vnni_overflows(flags: set[str] | None, overflow: bool) -> None:
-    assert exporter.saturates(flags) == overflow
 
 
 def test_reduced_range_is_recorded_and_does_not_warn(
@@ -98,7 +101,7 @@ def test_reduced_range_is_recorded_and_does_not_warn(
     tensors = onnx.load(tmp_path / "out" / "image.onnx").graph.initializer
     codes = [onnx.numpy_helper.to_array(t) for t in tensors if t.data_type == onnx.TensorProto.INT8]
     assert codes and max(int(abs(c.astype(int)).max()) for c in codes) <= 64
-    monkeypatch.setattr(exporter, "machine_flags", lambda: {"avx2"})
+    monkeypatch.setattr(_saturation, "machine_flags", lambda: {"avx2"})
     exporter.load(tmp_path / "out", threads=1)
     assert not any("reduce_range" in str(w.message) for w in recwarn)
 

@@ -13,7 +13,7 @@ import torch
 from tiny import tiny_clip, tiny_data
 
 from compress.clip import TorchEncoder
-from export import Unavailable, _calibration, _parity
+from export import Unavailable, _calibration, _parity, _saturation
 from export import openvino as exporter
 from export._verify import verify
 
@@ -39,16 +39,23 @@ def test_both_towers_equal_torch(bundle: Path) -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
-def test_precision_is_pinned_recorded_and_read_back(bundle: Path, tmp_path: Path) -> None:
+def test_precision_is_pinned_recorded_and_read_back(bundle: Path) -> None:
     about = json.loads((bundle / "bundle.json").read_text())
     assert about["runtime"]["inference_precision"] == "f32"
     compiled = exporter.load(bundle, threads=1).image
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_a_precision_that_this_cpu_lacks_is_unavailable(bundle: Path, tmp_path: Path) -> None:
+    lacking = {"f16", "bf16"} - exporter._supported(exporter._openvino())
+    if not lacking:
+        pytest.skip("this CPU computes in every precision")
+    about = json.loads((bundle / "bundle.json").read_text())
     other = shutil.copytree(bundle, tmp_path / "other")
-    about["runtime"]["inference_precision"] = "f16"
+    about["runtime"]["inference_precision"] = precision = min(lacking)
     (other / "bundle.json").write_text(json.dumps(about))
-    with pytest.raises(Unavailable, match="the bundle is for f16"):
+    with pytest.raises(Unavailable, match=f"the bundle is for {precision}"):
         exporter.load(other)
 
 
@@ -71,7 +78,9 @@ def test_a_device_that_is_not_here_is_unavailable(bundle: Path) -> None:
         exporter.load(bundle, device="tpu")
 
 
-def test_int8_calibrates_on_training_pairs_and_says_so(tmp_path: Path) -> None:
+def test_int8_calibrates_on_training_pairs_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("nncf")
     clip = replace(tiny_clip(), data=tiny_data(tmp_path / "data"))
     exporter.write(clip, exporter.Config(precision="int8", calibration=6), tmp_path / "out")
@@ -80,6 +89,9 @@ def test_int8_calibrates_on_training_pairs_and_says_so(tmp_path: Path) -> None:
     assert runtime["calibration"]["num_images"] == 6
     graph = (tmp_path / "out" / "image.xml").read_text()
     assert graph.count('type="FakeQuantize"') > 10
+    monkeypatch.setattr(_saturation, "machine_flags", lambda: {"avx2"})
+    with pytest.warns(UserWarning, match="no VNNI.*quantize with weight_bits: 7"):
+        exporter.load(tmp_path / "out")
 
 
 def test_calibration_without_data_takes_drawings() -> None:
