@@ -1,10 +1,11 @@
 """A scheme as torch's own quantize and dequantize operators, which ExecuTorch and LiteRT lower.
 
-Layers of 8 bits become the pattern that PT2E leaves: quantize and dequantize an int8 input, in a
-fixed range or in that of the call, dequantize an int8 weight, a plain linear layer. Everything else
-computes in float on its rounded weight, and is named.
+Layers of 8-bit inputs become the pattern that PT2E leaves: quantize and dequantize an int8 input,
+in a fixed range or in that of the call, dequantize an integer weight, a plain linear layer. Weights
+have 8 bits and a scale a row; with ranges of the call also 4 bits and a scale a group. Everything
+else computes in float on its rounded weight, and is named.
 
-Shapes: B batch, D input width, O output width.
+Shapes: B batch, D input width, O output width, G groups of input columns.
 """
 
 import copy
@@ -22,6 +23,8 @@ from compress.twin import float_twin
 SIGNED = 128
 # The least step of a range that is found while running, as PT2E's operator wants it.
 LEAST_STEP = 1e-9
+# XNNPACK's 4-bit kernels read so many weights at a time.
+BLOCK = 32
 
 
 class IntegerLinear(nn.Module):
@@ -57,25 +60,37 @@ class IntegerLinear(nn.Module):
             weight, floats = (w.index_fill(1, columns, 0) for w in (weight, floats))
         codes = layer.codes.codes(weight).to(torch.int8)
         self.register_buffer("weight", codes if folded else floats)
-        self.register_buffer("weight_scale", layer.codes.scale.detach().clone())
-        zeros = torch.zeros(len(self.weight), dtype=torch.int64)
-        self.register_buffer("weight_zero", zeros)
+        scale = layer.codes.scale.detach().clone()
+        self.group = 0 if layer.codes.bits > 4 else layer.in_features * len(codes) // len(scale)
+        scale = scale.view(len(codes), -1) if self.group else scale
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("weight_zero", torch.zeros(scale.shape, dtype=torch.int64))
         bias = None if layer.bias is None else layer.bias.detach().clone()
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, ..., D] -> [B, ..., O]."""
-        ops = torch.ops.quantized_decomposed
-        per_channel = (self.weight_scale, self.weight_zero, 0, -127, 127, torch.int8)
-        integers = self.weight
-        if not self.folded:
-            integers = ops.quantize_per_channel(integers, *per_channel)
-        matrix = ops.dequantize_per_channel(integers, *per_channel)
+        matrix = self._matrix()
         if not self.chosen:
             return F.linear(self._rounded(x), matrix, self.bias)
         # Columns are picked by a product, as XNNPACK has no gather.
         beside = F.linear(F.linear(x, self.columns), self.columns_weight)
         return F.linear(self._rounded(x * self.rest), matrix, self.bias) + beside
+
+    def _matrix(self) -> Tensor:
+        """The weight [O, D] behind its operators."""
+        ops = torch.ops.quantized_decomposed
+        if self.group:
+            limits = (-8, 7, torch.int8, self.group, torch.float32)
+            numbers = (self.weight_scale, self.weight_zero)
+            four: Tensor = ops.dequantize_per_channel_group(self.weight, *numbers, *limits)
+            return four
+        per_channel = (self.weight_scale, self.weight_zero, 0, -127, 127, torch.int8)
+        integers = self.weight
+        if not self.folded:
+            integers = ops.quantize_per_channel(integers, *per_channel)
+        eight: Tensor = ops.dequantize_per_channel(integers, *per_channel)
+        return eight
 
     def _rounded(self, x: Tensor) -> Tensor:
         ops = torch.ops.quantized_decomposed
@@ -110,7 +125,7 @@ def realise(
             continue
         inside = name.partition(".")[2]
         layer = clip.model.get_submodule(name)
-        if isinstance(layer, RoundedLinear) and runs(entry, dynamic):
+        if isinstance(layer, RoundedLinear) and runs(entry, layer.in_features, dynamic):
             parent, _, last = inside.rpartition(".")
             made = IntegerLinear(layer, folded, dynamic)
             setattr(module.get_submodule(parent), last, made)
@@ -122,8 +137,12 @@ def realise(
     return module.eval(), notes
 
 
-def runs(entry: LayerScheme, dynamic: bool = False) -> bool:
+def runs(entry: LayerScheme, width: int, dynamic: bool = False) -> bool:
     """Whether the integer pattern computes this entry, by kernels with fixed or own ranges."""
-    eight = entry.act_bits == 8 and entry.weight_bits in (7, 8)
-    kind = entry.act == "static" or (dynamic and entry.act == "dynamic")
-    return eight and kind and entry.weight_symmetric and not entry.group
+    if entry.act_bits != 8 or not entry.weight_symmetric:
+        return False
+    if not dynamic:
+        return entry.act == "static" and entry.weight_bits in (7, 8) and not entry.group
+    if entry.weight_bits == 4:
+        return entry.act == "dynamic" and (entry.group or width) % BLOCK == 0
+    return entry.act in ("static", "dynamic") and entry.weight_bits in (7, 8) and not entry.group

@@ -181,6 +181,7 @@ def test_openvino_leaves_inputs_float_where_the_scheme_does(tmp_path: Path) -> N
     openvino.write(clip, openvino.Config(precision="int8", min_cosine=0.99999), out)
     told = json.loads((out / "bundle.json").read_text())["runtime"]
     assert told["plugin"] == openvino.FLOAT_INPUTS
+    assert told["weight_bits"] == 0
     assert not openvino.inputs_stay(quantized(tmp_path, act="dynamic").model.config.scheme)
 
 
@@ -197,6 +198,27 @@ def test_executorch_computes_the_same_scheme(tmp_path: Path) -> None:
     fixed = quantized(tmp_path)
     _, notes = _decomposed.realise(fixed, "image", dynamic=True)
     assert notes["image.blocks.0.mlp.up"] == "asked w8a8 static, runs w8a8 dynamic"
+
+
+def test_executorch_multiplies_four_bits_by_eight(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    from export import executorch
+
+    clip = tiny_clip(width=64)
+    work = Work(clip, clip, tiny_data(tmp_path))
+    sizes = []
+    for bits, group in ((8, 0), (4, 32)):
+        cfg = quantize.Config(weight_bits=bits, group=group, act="dynamic")
+        made = quantize.run(work, cfg, tmp_path).clip
+        out = tmp_path / f"bundle-{bits}"
+        # steps of groups are stored in bfloat16, and a row's range is found for each token
+        executorch.write(made, executorch.Config(precision="int8", min_cosine=0.998), out)
+        told = json.loads((out / "bundle.json").read_text())["runtime"]
+        assert set(told["not_as_the_scheme_says"]) == {"image.patch"}
+        assert told["image"]["delegated_share"] > 0.8
+        sizes.append((out / "image.pte").stat().st_size)
+    # qkv, out, up and down of two blocks have 8 * width^2 weights each
+    assert sizes[0] - sizes[1] > 0.75 * 2 * 8 * 64**2 / 2
 
 
 def test_litert_computes_the_same_scheme(tmp_path: Path) -> None:
