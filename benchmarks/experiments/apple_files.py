@@ -6,6 +6,7 @@ convolutional text block stands here in its training form, branch by branch.
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,7 @@ IMAGE_PARTS = (
     ("se.fc2", "se.expand"),
     (".gamma", ""),
 )
+BATCH_NORM = ("running_mean", "running_var", "weight", "bias")
 S0_BLOCKS = (0, 5)
 """Places of the convolutional blocks in S0's text tower, before and after four others."""
 
@@ -152,8 +154,8 @@ def in_training_form(x: Tensor, state: dict[str, Tensor]) -> Tensor:
     """What the block computes branch by branch (FastViT, section 3.1). x [B, L, D] -> the same."""
 
     def norm(y: Tensor, place: str) -> Tensor:
-        names = ("running_mean", "running_var", "weight", "bias")
-        return F.batch_norm(y, *(state[f"{place}.{name}"] for name in names), False, 0.0, 1e-5)
+        mean, var, weight, bias = (state[f"{place}.{name}"] for name in BATCH_NORM)
+        return F.batch_norm(y, mean, var, weight, bias, eps=1e-5)
 
     def conv(y: Tensor, name: str) -> Tensor:
         weight = state[name]
@@ -170,11 +172,11 @@ def in_training_form(x: Tensor, state: dict[str, Tensor]) -> Tensor:
     return (y + state["layer_scale"] * branch).squeeze(2).transpose(1, 2)
 
 
-def _model() -> nn.Module:
+def _model() -> Any:
     """open_clip's MobileCLIP2-S0; its head has no bias, as Apple's has none."""
     import open_clip
 
-    model: nn.Module = random_(open_clip.create_model("MobileCLIP2-S0"))
+    model = random_(open_clip.create_model("MobileCLIP2-S0"))
     nn.init.zeros_(model.visual.trunk.head.fc.bias)
     return model
 

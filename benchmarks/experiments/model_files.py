@@ -23,7 +23,7 @@ from compress.structure import ClipConfig, TextConfig, VisionConfig
 EMBED, WIDTH = 16, 32
 HEAD_WIDTH = 64
 """TinyCLIP's."""
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": WIDTH,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -31,7 +31,13 @@ SHAPE = {
     "max_position_embeddings": 40,
     "vocab_size": 200,
 }
-DISTIL = {"dim": WIDTH, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "vocab_size": 200}
+DISTIL: dict[str, Any] = {
+    "dim": WIDTH,
+    "hidden_dim": 48,
+    "n_layers": 2,
+    "n_heads": 4,
+    "vocab_size": 200,
+}
 CORPUS = ["a photo of a cat", "word " * 100, "crème brûlée", "一只猫坐在垫子上", "👩‍🚀 🚀"]
 
 
