@@ -15,24 +15,37 @@ from torch import Tensor
 
 from benchmarks.bundles import Bundle
 from benchmarks.timing import Artifact
+from compress.clip import Bound, Encoder
 from export import _verify
 
 NEAREST = 10
 Query = Callable[[Any], Any]
 
 
-def pipeline(artifact: Artifact, encode: Callable[[Tensor], Tensor]) -> tuple[Query, list[Any]]:
-    """The function to time, and what to call it with in rotation."""
+def pipeline(artifact: Artifact, encoder: Encoder) -> tuple[Query, Query, list[Any]]:
+    """What happens to an input before the clock starts, the function to time, and its inputs.
+
+    Scope model: where the encoder can bind its tensors the input is filled in beforehand, and the
+    runtime alone is timed; of others the call of the encoder.
+    """
+    encode = getattr(encoder, f"encode_{artifact.tower}")
     if artifact.scope == "model":
         rows = [torch.from_numpy(row[None].copy()) for row in artifact.inputs]
-        return encode, rows
+        if not hasattr(encoder, "bind"):
+            return _unchanged, encode, rows
+        bound: Bound = encoder.bind(artifact.tower)
+        return bound.fill, lambda _: bound.run(), rows
     bundle = Bundle(artifact.folder, "", _verify.read(artifact.folder))
     prepare = _preparation(bundle, artifact.tower)
     inputs = raw_queries(artifact.folder, artifact.tower)
     if artifact.scope == "preprocess":
-        return (lambda raw: encode(prepare(raw))), inputs
+        return _unchanged, (lambda raw: encode(prepare(raw))), inputs
     index = _index(artifact.index_size, int(bundle.about["model"]["embed_dim"]))
-    return (lambda raw: nearest(index, encode(prepare(raw)))), inputs
+    return _unchanged, (lambda raw: nearest(index, encode(prepare(raw)))), inputs
+
+
+def _unchanged(query: Any) -> Any:
+    return query
 
 
 def beside(encoder: Any, inputs: list[Any]) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -39,6 +40,26 @@ class Encoder(Protocol):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """tokens [B, L] int32 -> [B, E] float32, unit length."""
+        ...
+
+
+class Bound(Protocol):
+    """One tower whose input and output stay where its runtime has them: what `encode` adds around
+    the runtime is left out, as in the benchmarks that runtimes bring themselves.
+
+    An encoder may offer `bind(tower) -> Bound`. Shapes: B the file's own batch, E embedding.
+    """
+
+    def fill(self, rows: Tensor) -> None:
+        """Put pixels [B, 3, H, W] or tokens [B, L] where the runtime reads its input."""
+        ...
+
+    def run(self) -> object:
+        """Compute the embedding of what was filled in."""
+        ...
+
+    def embedding(self) -> NDArray[np.float32]:
+        """[B, E] of the last run, as a copy."""
         ...
 
 

@@ -82,6 +82,10 @@ class PteEncoder:
     def __init__(self, folder: Path) -> None:
         self.image, self.text = _method(folder / "image.pte"), _method(folder / "text.pte")
 
+    def bind(self, tower: str) -> "_Bound":
+        """One tower with its input ready."""
+        return _Bound(getattr(self, tower))
+
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels [B, 3, H, W] float32 -> [B, E] float32, unit length."""
         return _run(self.image, pixels.float().numpy(force=True))
@@ -247,6 +251,25 @@ def _method(path: Path) -> Any:
         return program.load_method("forward")
     except RuntimeError as error:  # says what it lacks: a backend, an operator
         raise Unavailable(f"this ExecuTorch cannot run {path.name}: {error}") from error
+
+
+class _Bound:
+    """A method with its input ready: a query is its `execute` alone."""
+
+    def __init__(self, method: Any) -> None:
+        self._method, self._given, self._found = method, (torch.empty(0),), (torch.empty(0),)
+
+    def fill(self, rows: Tensor) -> None:
+        """rows [B, ...] of the program's own batch."""
+        self._given = (rows.float() if rows.is_floating_point() else rows.int(),)
+
+    def run(self) -> object:
+        self._found = self._method.execute(self._given)
+        return self._found
+
+    def embedding(self) -> np.ndarray:
+        """[B, E]."""
+        return self._found[0].numpy().copy()
 
 
 def _run(method: Any, rows: np.ndarray) -> Tensor:

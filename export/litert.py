@@ -63,6 +63,10 @@ class LiteRtEncoder:
         self.image = _interpreter(folder / "image.tflite", threads)
         self.text = _interpreter(folder / "text.tflite", threads)
 
+    def bind(self, tower: str) -> "_Bound":
+        """One tower with its tensors in the interpreter."""
+        return _Bound(getattr(self, tower))
+
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels [B, 3, H, W] float32 -> [B, E] float32, unit length."""
         return _run(self.image, pixels.float().numpy(force=True))
@@ -165,6 +169,27 @@ def _interpreter_of(content: bytes, threads: int | None = None) -> Any:
     interpreter = Interpreter(model_content=content, num_threads=threads)
     interpreter.allocate_tensors()
     return interpreter
+
+
+class _Bound:
+    """An interpreter whose tensors are known: a query is its `invoke` alone."""
+
+    def __init__(self, interpreter: Any) -> None:
+        self._interpreter = interpreter
+        [given], [found] = interpreter.get_input_details(), interpreter.get_output_details()
+        self._given, self._found, self._dtype = given["index"], found["index"], given["dtype"]
+
+    def fill(self, rows: Tensor) -> None:
+        """rows [B, ...] of the file's own batch."""
+        self._interpreter.set_tensor(self._given, rows.numpy(force=True).astype(self._dtype))
+
+    def run(self) -> object:
+        return self._interpreter.invoke()
+
+    def embedding(self) -> np.ndarray:
+        """[B, E]."""
+        found: np.ndarray = self._interpreter.get_tensor(self._found)
+        return found
 
 
 def _run(interpreter: Any, rows: np.ndarray) -> Tensor:

@@ -80,6 +80,10 @@ class OrtEncoder:
         self.text = _session(sources["text"], device, threads)
         self._image, self._text = _Graph(self.image), _Graph(self.text)
 
+    def bind(self, tower: str) -> "_Bound":
+        """One tower with its tensors bound to the session."""
+        return _Bound(getattr(self, f"_{tower}"))
+
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels [B, 3, H, W] float32 -> [B, E] float32, unit length."""
         return self._image(pixels.float().numpy(force=True))
@@ -294,6 +298,27 @@ class _Graph:
     def _once(self, rows: np.ndarray) -> np.ndarray:
         found: np.ndarray = self.session.run(None, {self.name: rows})[0]
         return found
+
+
+class _Bound:
+    """A session with its input and output bound once: a query is its run alone."""
+
+    def __init__(self, graph: _Graph) -> None:
+        self._graph, self._binding = graph, graph.session.io_binding()
+        self._binding.bind_output(graph.session.get_outputs()[0].name)
+
+    def fill(self, rows: Tensor) -> None:
+        """rows [B, ...] of the file's own batch."""
+        rows = rows.float() if rows.is_floating_point() else rows.to(self._graph.integers)
+        self._rows = rows.numpy(force=True)  # the binding reads it where it lies
+        self._binding.bind_cpu_input(self._graph.name, self._rows)
+
+    def run(self) -> object:
+        return self._graph.session.run_with_iobinding(self._binding)
+
+    def embedding(self) -> np.ndarray:
+        """[B, E]."""
+        return np.array(self._binding.copy_outputs_to_cpu()[0], dtype=np.float32)
 
 
 USAGE = '''\

@@ -83,6 +83,10 @@ class OvEncoder:
         self.text = _compile(folder / "text.xml", *settings)
         self._image, self._text = _Graph(self.image), _Graph(self.text)
 
+    def bind(self, tower: str) -> "_Bound":
+        """One tower with its tensors in OpenVINO's own memory."""
+        return _Bound(getattr(self, tower))
+
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels [B, 3, H, W] float32 -> [B, E] float32, unit length."""
         return self._image(pixels.float().numpy(force=True))
@@ -243,6 +247,24 @@ class _Graph:
         given = {0: np.ascontiguousarray(rows)}
         found: np.ndarray = self.request.infer(given, share_inputs=True)[0]
         return found
+
+
+class _Bound:
+    """A request of its own, whose tensors are set once: a query is its `infer` alone."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._request = compiled.create_infer_request()
+
+    def fill(self, rows: Tensor) -> None:
+        """rows [B, ...] of the file's own batch."""
+        self._request.get_input_tensor().data[:] = rows.numpy(force=True)
+
+    def run(self) -> object:
+        return self._request.infer(share_outputs=True)
+
+    def embedding(self) -> np.ndarray:
+        """[B, E]."""
+        return np.array(self._request.get_output_tensor().data, dtype=np.float32)
 
 
 def _supported(ov: Any) -> set[str]:

@@ -72,7 +72,7 @@ class GpuTower(local.Tower):
     def _one(self) -> tuple[float, float]:
         import torch
 
-        query = self._inputs[self._next]
+        query = self._place(self._inputs[self._next])
         self._next = (self._next + 1) % len(self._inputs)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()

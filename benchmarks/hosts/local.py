@@ -187,15 +187,14 @@ class Tower:
         start = time.perf_counter_ns()
         encoder = exporter.load(artifact.folder, self.device, artifact.threads)
         loaded = time.perf_counter_ns()
-        encode = getattr(encoder, f"encode_{artifact.tower}")
-        self._call, inputs = scopes.pipeline(artifact, encode)
+        self._place, self._call, inputs = scopes.pipeline(artifact, encoder)
         self._inputs = scopes.beside(encoder, inputs)
         self._next = 0
         first_ms, _ = self._one()
         self.opened = {"load_ms": (loaded - start) / 1e6, "first_ms": first_ms}
 
     def _one(self) -> tuple[float, float]:
-        query = self._inputs[self._next]
+        query = self._place(self._inputs[self._next])
         self._next = (self._next + 1) % len(self._inputs)
         processor, start = time.process_time_ns(), time.perf_counter_ns()
         self._call(query)

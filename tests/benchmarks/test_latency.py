@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -235,7 +236,8 @@ def test_runtime_that_is_not_there_is_a_reason(monkeypatch):
 
 def test_waiting_is_no_processor_time():
     tower = local.Tower.__new__(local.Tower)
-    tower._inputs, tower._next, tower._call = [None], 0, lambda query: time.sleep(0.02)
+    tower._inputs, tower._next, tower._place = [None], 0, lambda query: query
+    tower._call = lambda query: time.sleep(0.02)
     (wall, processor), *_ = tower.run(3, 10.0)
     assert wall >= 20 and processor < 10
 
@@ -256,14 +258,39 @@ print(len(run.bench_bundles([Path({str(bundle)!r})], cfg)["timings"]))
     assert done.stdout.split() == ["ran", "2"]
 
 
+class Unbound:
+    """An encoder that cannot bind its tensors."""
+
+    def __init__(self, encoder):
+        self.encode_image, self.encode_text = encoder.encode_image, encoder.encode_text
+
+
+def test_input_that_can_be_bound_is_filled_in_before_the_clock_starts(bundle):
+    log = []
+
+    class Encoder(Unbound):
+        def bind(self, tower):
+            fill = lambda rows: log.append(("fill", tower, tuple(rows.shape)))  # noqa: E731
+            return SimpleNamespace(fill=fill, run=lambda: log.append("run"))
+
+    about = Artifact("onnx", bundle, "image", 1, bundles.read(bundle).queries("image"))
+    place, query, inputs = scopes.pipeline(about, Encoder(export.onnx.load(bundle, threads=1)))
+    placed = place(inputs[0])
+    assert log == [("fill", "image", (1, 3, 32, 32))]
+    query(placed)
+    assert log[1:] == ["run"]
+
+
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_scopes_do_more_and_more_and_give_the_model_s_embedding(bundle, tower):
     about = Artifact("onnx", bundle, tower, 1, bundles.read(bundle).queries(tower), index_size=50)
-    encode = getattr(export.onnx.load(bundle, threads=1), f"encode_{tower}")
+    encoder = export.onnx.load(bundle, threads=1)
     found = {}
-    for scope in ("model", "preprocess", "search"):
-        query, inputs = scopes.pipeline(replace(about, scope=scope), encode)
+    for scope in ("preprocess", "search"):
+        _, query, inputs = scopes.pipeline(replace(about, scope=scope), encoder)
         found[scope] = query(inputs[0])
+    place, query, inputs = scopes.pipeline(about, Unbound(encoder))
+    found["model"] = query(place(inputs[0]))
     assert torch.allclose(found["model"], found["preprocess"], atol=1e-5)
     index = scopes._index(50, found["model"].shape[1])
     assert (
