@@ -8,6 +8,13 @@ from benchmarks.labels import NOTHING, TARGETS, duration, megabytes, millisecond
 
 Rows = list[dict[str, Any]]
 TOWERS = ("image", "text")
+PEAKS = {
+    "fp32_gflops": "float32 Gflop/s",
+    "bf16_gflops": "bfloat16 Gflop/s",
+    "int8_gflops": "int8 Gop/s",
+    "memory_gbps": "memory GB/s",
+}
+"""Figures of `roofline.peaks` with their columns."""
 
 
 def peers(rows: Rows) -> list[str]:
@@ -46,7 +53,7 @@ def _rate(row: dict[str, Any]) -> list[str]:
 
 
 def zoo(rows: Rows) -> list[str]:
-    """Models x runtimes x precisions, then the shares of the machine's peaks."""
+    """Models x runtimes x precisions, then the machine's peaks and each file's shares of them."""
     heads = ("model", "runtime", "precision", "where", "image", "text", "files", "top-1")
     lines, limits = [], []
     for image, text in both(rows, "model", "target", "precision"):
@@ -67,11 +74,22 @@ def zoo(rows: Rows) -> list[str]:
     roofs = ("model", "runtime", "precision", "tower", "Gflop/s", "of arithmetic", "of memory")
     return [
         *table(heads, lines),
-        "How near the machine's limits each file comes (matrix products in its own precision, and "
-        "weights read once a query):",
+        "The machine's peaks, one thread, measured beside each model's files (matrix products of "
+        "torch; a copy larger than the caches, reading and writing counted):",
+        "",
+        *table(("beside", *PEAKS.values()), _peaks(rows)),
+        "How near these limits each file comes (matrix products in its own precision, and weights "
+        "read once a query):",
         "",
         *table((*roofs, "nearer to"), limits),
     ]
+
+
+def _peaks(rows: Rows) -> list[list[str]]:
+    """A line for each time that the peaks were measured."""
+    found = [row for row in rows if row.get("task") == "peaks"]
+    shown = lambda value: NOTHING if value is None else f"{value:.1f}"  # noqa: E731
+    return [[row["model"], *(shown(row[key]) for key in PEAKS)] for row in found]
 
 
 def _share(found: dict[str, Any]) -> list[str]:
@@ -80,10 +98,13 @@ def _share(found: dict[str, Any]) -> list[str]:
 
 
 def both(rows: Rows, *keys: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Image and text rows of the same artifact together; one without towers stands for both."""
+    """Image and text rows of the same artifact together; one without towers stands for both.
+
+    Rows with a `task` are about something else.
+    """
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for row in rows:
-        if row.get("task") == "training":
+        if "task" in row:
             continue
         towers = found.setdefault(tuple(row.get(key) for key in keys), {})
         towers |= {row["tower"]: row} if "tower" in row else dict.fromkeys(TOWERS, row)

@@ -70,10 +70,13 @@ def test_zoo_says_where_each_file_ran_and_how_near_the_limits():
     ]
     missing = {"model": "large", "target": "onnxruntime", "precision": "fp32", "host": "local"}
     rows += [{**missing, "tower": t, "unavailable": "not run"} for t in ("image", "text")]
+    peaks = {"fp32_gflops": 100.0, "bf16_gflops": 201.26, "int8_gflops": None, "memory_gbps": 9.5}
+    rows += [{"task": "peaks", "model": "small", "threads": 1, **peaks}]
     text = "\n".join(results_tables.zoo(rows))
     assert "| small | Web | q8 | Chromium | 2.00 ms | 2.00 ms | 1.00 MB | not measured |" in text
     assert "| small | Web | q8 | image | 12.3 | 50.0 % | 10.0 % | compute |" in text
     assert "| large | ONNX Runtime | fp32 | this CPU | not run |" in text
+    assert "| small | 100.0 | 201.3 | – | 9.5 |" in text
 
 
 def test_fitted_line_goes_through_points_of_that_power():

@@ -1,0 +1,69 @@
+"""Models x runtimes x precisions: what is kept, what is left out, and what is claimed."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from tiny import tiny_clip
+
+from benchmarks import results_tables
+from benchmarks.experiments import zoo
+from benchmarks.timing import Config
+from compress.errors import PocketclipError
+from export import Unavailable
+
+ROUND = Config(processes=1, rounds=2, round_seconds=0.01, min_queries=2, patience_seconds=0)
+
+
+def test_the_models_are_the_seven_of_every_target():
+    assert len(zoo.MODELS) == 7 and "ViT-B/16" not in zoo.MODELS
+
+
+def test_models_not_run_are_rows_with_a_reason_and_count_against_the_claim(tmp_path):
+    kept = zoo.kept("ViT-B/32", tmp_path)
+    kept.parent.mkdir()
+    rows = zoo.cells("ViT-B/32")
+    for row in rows[:8]:
+        row |= {"unavailable": None, "p50_ms": 1.0}
+    kept.write_text(json.dumps([*rows, {"task": "peaks", "model": "ViT-B/32"}]))
+    found = zoo.gathered(tmp_path)
+    towers = 2 * len(zoo.CELLS)
+    assert len(found) == 7 * towers + 1
+    [claim] = zoo.claims(found)
+    assert claim["value"] == pytest.approx(8 / (7 * towers)) and not claim["holds"]
+    assert len(claim["rows"]) == 7 * towers
+    assert {row["unavailable"] for row in found if row["model"] == "SigLIP B/16"} == {"not run"}
+
+
+@pytest.mark.parametrize("error", [Unavailable, PocketclipError])
+def test_a_file_that_cannot_be_written_is_a_reason(tmp_path, monkeypatch, error):
+    def write(clip, cfg, out):
+        raise error("no such operator")
+
+    config = SimpleNamespace(model_validate=lambda settings: settings)
+    exporter = SimpleNamespace(Config=config, write=write)
+    monkeypatch.setattr(zoo.plugin, "find", lambda place, name: exporter)
+    assert zoo.exported(tiny_clip(), "onnx", "fp32", tmp_path / "x") == "no such operator"
+
+
+def test_one_model_gives_rows_with_latency_size_share_of_the_peaks_and_accuracy(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(zoo, "CELLS", (("onnxruntime", "fp32", "local"),))
+    clip = tiny_clip(layers=1)
+    rows = zoo.measured("tiny", clip, tmp_path, ROUND)
+    *towers, peaks = rows
+    assert [row["tower"] for row in towers] == ["image", "text"]
+    assert all(row["p50_ms"] > 0 and row["size_bytes"] > 0 for row in towers)
+    assert peaks["task"] == "peaks" and peaks["fp32_gflops"] > 0
+    share = towers[0]["roofline"]["gflops"] / peaks["fp32_gflops"]
+    assert towers[0]["roofline"]["of_compute"] == pytest.approx(share)
+    figures = SimpleNamespace(
+        headline="val",
+        of_bundle=lambda bundle, clip, path: (
+            [{"accuracy": {"val": {"top1": 0.25}}, "unavailable": None}] * 2
+        ),
+    )
+    zoo.judge_(rows, clip, tmp_path, figures)
+    assert {row["top1"] for row in towers} == {0.25} and "top1" not in peaks
+    assert "25.0 %" in "\n".join(results_tables.zoo(rows))
