@@ -22,9 +22,9 @@ class Config(BaseModel):
     ios: files of benchmarks/hosts. Speed-ups compare within a host."""
     scopes: tuple[Scope, ...] = ("model",)
     """model: the runtime alone, its input in place and its embedding left there, where its API can
-    (ONNX Runtime, OpenVINO, ExecuTorch, LiteRT); of others ready tensors in, an embedding out.
-    preprocess: a PNG file's bytes or a sentence in. search: the same, and the ten nearest of
-    `index_size` embeddings out. Each gives rows."""
+    (ONNX Runtime, OpenVINO by its own clock, ExecuTorch, LiteRT); of others ready tensors in, an
+    embedding out. preprocess: a PNG file's bytes or a sentence in. search: the same, and the ten
+    nearest of `index_size` embeddings out. Each gives rows."""
     index_size: int = Field(default=100_000, ge=10)
     """Embeddings that a query of scope search is compared with, float32, by one product."""
     threads: tuple[int, ...] = (1,)

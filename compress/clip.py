@@ -54,8 +54,10 @@ class Bound(Protocol):
         """Put pixels [B, 3, H, W] or tokens [B, L] where the runtime reads its input."""
         ...
 
-    def run(self) -> object:
-        """Compute the embedding of what was filled in."""
+    def run(self) -> float | None:
+        """Compute the embedding of what was filled in -> milliseconds, where the runtime has a
+        clock of its own: calling it from Python is then left out.
+        """
         ...
 
     def embedding(self) -> NDArray[np.float32]:

@@ -263,9 +263,8 @@ class _Bound:
         """rows [B, ...] of the program's own batch."""
         self._given = (rows.float() if rows.is_floating_point() else rows.int(),)
 
-    def run(self) -> object:
+    def run(self) -> None:
         self._found = self._method.execute(self._given)
-        return self._found
 
     def embedding(self) -> np.ndarray:
         """[B, E]."""

@@ -183,8 +183,8 @@ class _Bound:
         """rows [B, ...] of the file's own batch."""
         self._interpreter.set_tensor(self._given, rows.numpy(force=True).astype(self._dtype))
 
-    def run(self) -> object:
-        return self._interpreter.invoke()
+    def run(self) -> None:
+        self._interpreter.invoke()
 
     def embedding(self) -> np.ndarray:
         """[B, E]."""

@@ -313,8 +313,8 @@ class _Bound:
         self._rows = rows.numpy(force=True)  # the binding reads it where it lies
         self._binding.bind_cpu_input(self._graph.name, self._rows)
 
-    def run(self) -> object:
-        return self._graph.session.run_with_iobinding(self._binding)
+    def run(self) -> None:
+        self._graph.session.run_with_iobinding(self._binding)
 
     def embedding(self) -> np.ndarray:
         """[B, E]."""

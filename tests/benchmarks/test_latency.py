@@ -242,6 +242,15 @@ def test_waiting_is_no_processor_time():
     assert wall >= 20 and processor < 10
 
 
+def test_a_runtime_s_own_clock_counts_where_it_has_one():
+    tower = local.Tower.__new__(local.Tower)
+    tower._inputs, tower._next, tower._place = [None], 0, lambda query: query
+    tower._call = lambda query: time.sleep(0.01) or 0.125
+    assert tower.run(2, 10.0)[:, 0].tolist() == [0.125, 0.125]
+    tower._call = lambda query: time.sleep(0.01)
+    assert (tower.run(2, 10.0)[:, 0] > 9).all()
+
+
 def test_script_without_a_main_guard_is_not_run_again(bundle, tmp_path):
     script = tmp_path / "unguarded.py"
     script.write_text(f"""
