@@ -25,9 +25,11 @@ MEAN = re.compile(r"Inference \(avg\): ([\d.eE+-]+)")
 FIRST = re.compile(r"First inference: ([\d.eE+-]+)")
 INIT = re.compile(r"Init: ([\d.eE+-]+)")
 CREATED = re.compile(r"Session creation time cost: ([\d.eE+-]+) s")
-PEAK = re.compile(
-    r"(?:Peak working set size|overall memory footprint.*?=)[:\s]*([\d.]+)\s*(MB|bytes)?"
-)
+PEAKS = {
+    re.compile(r"Peak working set size: (\d+) bytes"): 1,
+    re.compile(r"Memory footprint delta .*? overall=([\d.]+)"): 2**20,
+}
+"""How the binaries tell peak memory, with the bytes of their unit."""
 PROPERTIES = {
     "model": "ro.product.model",
     "soc": "ro.soc.model",
@@ -118,10 +120,7 @@ class Worker:
 
     def peak_memory_bytes(self) -> int | None:
         """As the binary told on its last run; None where it told nothing."""
-        found = PEAK.search(self._said)
-        if found is None:
-            return None
-        return int(float(found.group(1)) * (1e6 if found.group(2) == "MB" else 1))
+        return peak_bytes(self._said)
 
     def placement(self) -> dict[str, Any] | None:
         """Not told by these binaries."""
@@ -155,6 +154,12 @@ class Worker:
             limits = f"--num_runs={queries} --max_secs={seconds} --min_secs=0"
             command = f"{self._binary} --graph={self._file} --num_threads={threads} {limits}"
         return adb(self._place, "shell", f"{command} 2>&1", timeout=self._timeout)
+
+
+def peak_bytes(said: str) -> int | None:
+    """Peak memory that a binary told; None where it told nothing."""
+    told = ((pattern.search(said), unit) for pattern, unit in PEAKS.items())
+    return next((int(float(found.group(1)) * unit) for found, unit in told if found), None)
 
 
 def samples_ms(said: str) -> list[float]:

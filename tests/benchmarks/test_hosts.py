@@ -20,6 +20,8 @@ from compress.errors import PocketclipError
 from export import Unavailable
 
 CONVERSATION = Path(__file__).with_name("adb_conversation.json")
+"""Written after the documented output of adb, dumpsys and the benchmark binaries: no phone was at
+hand. `test_adb.py` asks the same through the real adb."""
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +81,12 @@ def test_phone_runs_the_pushed_file_with_the_asked_threads_and_tells_each_query(
     assert "rm -rf /data/local/tmp/pocketclip/" in phone.asked[-1]
 
 
-def test_litert_tells_a_mean_in_microseconds():
+def test_litert_tells_a_mean_in_microseconds_and_memory_in_mebibytes():
     said = "Inference timings in us: Init: 5685, First inference: 18535, Warmup (avg): 14462.3, "
-    assert android.samples_ms(said + "Inference (avg): 14575.2") == [pytest.approx(14.5752)]
+    said += "Inference (avg): 14575.2\nMemory footprint delta from the start of the tool (MB): "
+    said += "init=1.5 overall=2.5\n"
+    assert android.samples_ms(said) == [pytest.approx(14.5752)]
+    assert android.peak_bytes(said) == 2.5 * 2**20 and android.peak_bytes("") is None
 
 
 def test_hot_phone_is_a_reason_and_not_a_figure(phone, bundle):
