@@ -34,7 +34,7 @@ def rows(artifacts: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "old_recall": before,
                 "image_recall": row.get("index_image_to_text_r10"),
                 "overlap": row.get("index_overlap10"),
-                "drift": None if cosine is None else 1 - cosine,
+                "drift": None if cosine is None else max(0.0, 1 - cosine),
                 "answer": answer(recall, before),
             }
         )

@@ -35,5 +35,13 @@ def test_answers_follow_the_share_of_recall_that_is_left() -> None:
     assert found[3]["answer"] == "no: the vectors have another length"
 
 
+def test_the_same_vectors_do_not_drift_below_nothing() -> None:
+    figures = {"text_to_image_r10": 0.8, "teacher_image_cosine": 1.0000001}
+    [row] = compatibility.rows(
+        [artifact("teacher", "torch", **figures), artifact("teacher", "onnx", **figures)]
+    )
+    assert row["drift"] == 0.0
+
+
 def test_without_accuracy_there_is_no_answer() -> None:
     assert compatibility.rows([artifact("teacher", "torch"), artifact("student", "onnx")]) == []
