@@ -60,7 +60,7 @@ def by_latency(clip: Clip, gates: Gates, out: Path) -> dict[Place, float]:
 
 def _measured(clip: Clip, out: Path) -> dict[str, float]:
     """Milliseconds of all heads and of all channels of each tower."""
-    from compress.stages._schedule_search import interleaved
+    from compress.stages._schedule_latency import interleaved
     from compress.stages.prune_structure import cut
 
     path = out / "costs.json"

@@ -1,126 +1,118 @@
-"""Chooses sites and K from measured latency: greedy, one vector of tokens at a time.
+"""Chooses sites and K: greedy, one vector of tokens at a time, by measured latency.
 
-The cost of a block is measured, not assumed: the tower is exported with all its tokens and with
-fewer from the first block on, and timed in turns. The price of a step is how far the embeddings of
-a few training images move. Each step takes the site that saves most time for its price.
+The price of a step is how far the embeddings of a few training images move. Each step takes the
+site that saves most time for its price, until the latency is reached or too many images change
+their nearest name.
 """
 
-import json
-import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compress import atomic, plugin
+from compress import atomic
+from compress.batches import embed_names
 from compress.clip import Clip
 from compress.errors import PocketclipError
 from compress.schedule import Reduction, Site
+from compress.stages import _schedule_latency
+from compress.stages._schedule_latency import Latency
 from compress.structure import VisionConfig, plain_vision
 from compress.work import Work
 
 if TYPE_CHECKING:
     from compress.stages.prune_tokens import Config, Search
 
-SHARES = (1.0, 0.75, 0.5, 0.25)
-ROUNDS = 15
 PRICE_FLOOR = 1e-5  # of a cosine: below it a step is free
+Keeps = dict[int, int]
+"""Layer -> tokens kept there."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A schedule that the search has tried."""
+
+    keeps: Keeps
+    latency: float
+    """Forecast share of the full tower's latency."""
+    mean_cosine: float
+    """Between reduced and full embeddings."""
+    agreement: float | None
+    """Share of the images whose nearest name stays; None where names aren't asked."""
+
+
+class Trial:
+    """Tries schedules on a few training images."""
+
+    def __init__(self, work: Work, cfg: "Config", wanted: "Search", latency: Latency) -> None:
+        self.clip, self.cfg, self.latency = work.clip, cfg, latency
+        self.vision = plain_vision(work.clip.model.config, "prune_tokens")
+        self.pixels = calibration_pixels(work, wanted.num_images)
+        self.full = embed(work.clip, self.pixels)
+        self.names: Tensor | None = None
+        if wanted.agreement is not None:
+            names = [name for _, name in work.data.classes]
+            self.names = embed_names(work.clip, names, list(work.data.templates))  # [C, E]
+
+    def at(self, keeps: Keeps) -> Step:
+        from compress.stages.prune_tokens import reduced, with_sites
+
+        found = embed(reduced(self.clip, with_sites(self.cfg, as_sites(keeps))), self.pixels)
+        agreement = None
+        if self.names is not None:
+            nearest = [(x @ self.names.T).argmax(dim=1) for x in (found, self.full)]
+            agreement = float((nearest[0] == nearest[1]).float().mean())
+        share = _schedule_latency.share(self.vision, keeps, self.latency)
+        return Step(keeps, share, float((found * self.full).sum(dim=1).mean()), agreement)
 
 
 def search(work: Work, cfg: "Config", wanted: "Search", out: Path) -> Reduction:
-    """The cheapest schedule found for the share of the latency; its steps go to out/search.json."""
-    from compress.stages.prune_tokens import MULTIPLE, reduced, with_sites
+    """The schedule found for the budget; its steps go to out/search.json."""
+    from compress.stages.prune_tokens import with_sites
 
-    vision = plain_vision(work.clip.model.config, "prune_tokens")
-    saved = saved_per_block(work.clip, wanted, out)
-    pixels = calibration_pixels(work, wanted.num_images)
-    full = embed(work.clip, pixels)
-    keeps: dict[int, int] = {}
-    trace = []
-    while (left := latency_share(vision, keeps, saved)) > wanted.latency:
-        best: tuple[float, dict[int, int], float] | None = None
-        for moved in _moves(vision, keeps, wanted.max_sites, MULTIPLE):
-            reduction = with_sites(cfg, as_sites(moved))
-            moved_by = 1 - float(
-                (embed(reduced(work.clip, reduction), pixels) * full).sum(1).mean()
-            )
-            value = (left - latency_share(vision, moved, saved)) / max(moved_by, PRICE_FLOOR)
-            if best is None or value > best[0]:
-                best = (value, moved, moved_by)
-        if best is None:
-            raise PocketclipError(
-                f"prune_tokens.search.latency: {wanted.max_sites} sites reach {left:.2f} of the "
-                f"latency at most, not {wanted.latency}"
-            )
-        keeps = best[1]
-        share = latency_share(vision, keeps, saved)
-        trace.append({"keeps": keeps, "latency": share, "mean_cosine": 1 - best[2]})
-    atomic.write_json(out / "search.json", {"saved_per_block": saved, "steps": trace})
+    latency = _schedule_latency.measured(work.clip, cfg, wanted, out)
+    trial = Trial(work, cfg, wanted, latency)
+    keeps: Keeps = {}
+    left, trace = 1.0, []
+    while wanted.latency is None or left > wanted.latency:
+        tried = [trial.at(moved) for moved in _moves(trial.vision, keeps, wanted.max_sites)]
+        allowed = [s for s in tried if wanted.agreement is None or _agrees(s, wanted.agreement)]
+        cheaper = [step for step in allowed if step.latency < left]
+        if not cheaper:
+            break
+        best = max(cheaper, key=lambda step: _value(step, left))
+        keeps, left = best.keeps, best.latency
+        trace.append(vars(best))
+    atomic.write_json(out / "search.json", {"latency": vars(latency), "steps": trace})
+    if wanted.latency is not None and left > wanted.latency:
+        raise PocketclipError(
+            f"prune_tokens.search.latency: {wanted.max_sites} sites reach {left:.2f} of the "
+            f"latency at most, not {wanted.latency}"
+        )
+    if not keeps:
+        raise PocketclipError(
+            f"prune_tokens.search.agreement: no schedule saves time and leaves {wanted.agreement} "
+            "of the images their nearest name: lower it, or leave this stage out"
+        )
     return with_sites(cfg, as_sites(keeps))
 
 
-def as_sites(keeps: dict[int, int]) -> list[Site]:
+def _agrees(step: Step, wanted: float) -> bool:
+    assert step.agreement is not None
+    return step.agreement >= wanted
+
+
+def _value(step: Step, before: float) -> float:
+    """Time saved for how far embeddings are from the full ones."""
+    return (before - step.latency) / max(1 - step.mean_cosine, PRICE_FLOOR)
+
+
+def as_sites(keeps: Keeps) -> list[Site]:
     """Layer -> tokens kept, as sites in order."""
     return [Site(layer=layer, keep=keep) for layer, keep in sorted(keeps.items())]
-
-
-def latency_share(vision: VisionConfig, keeps: dict[int, int], saved: dict[float, float]) -> float:
-    """Forecast latency with these sites over that of the full tower."""
-    patches = vision.grid**2
-    tokens, left = patches, 1.0
-    shares = sorted(saved)
-    for layer in range(vision.num_layers):
-        before, tokens = tokens, keeps.get(layer, tokens)
-        # Attention and its projections are about a third of a block, the MLP two thirds.
-        for weight, now in ((1 / 3, before), (2 / 3, tokens)):
-            left -= weight * float(np.interp(now / patches, shares, [saved[s] for s in shares]))
-    return left
-
-
-def saved_per_block(clip: Clip, wanted: "Search", out: Path) -> dict[float, float]:
-    """Share of the tower's latency that one block saves, for each share of the tokens in it.
-
-    Raises export.Unavailable where the target's runtime cannot run here.
-    """
-    path = out / "latency.json"
-    if path.exists():
-        return {float(k): v for k, v in json.loads(path.read_text())["saved"].items()}
-    exporter = plugin.find(plugin.EXPORTERS, wanted.target)
-    precision = {"precision": wanted.precision} if wanted.precision else {}
-    encoders = []
-    for share in SHARES:
-        folder = out / "search" / f"{share:.2f}"
-        if not (folder / "bundle.json").exists():
-            exporter.write(_with_share(clip, share), exporter.Config(**precision), folder)
-        encoders.append(exporter.load(folder, threads=1))
-    size = plain_vision(clip.model.config, "prune_tokens").image_size
-    calls = [encoder.encode_image for encoder in encoders]
-    milliseconds = interleaved(calls, torch.zeros(1, 3, size, size))
-    layers = plain_vision(clip.model.config, "prune_tokens").num_layers
-    whole = milliseconds[0]
-    # The first block's attention still sees all tokens.
-    found = {s: (1 - m / whole) / (layers - 1 / 3) for s, m in zip(SHARES, milliseconds)}
-    saved = {s: max(0.0, value) for s, value in found.items()}
-    atomic.write_json(path, {"milliseconds": milliseconds, "saved": saved})
-    return saved
-
-
-def interleaved(calls: list[Callable[[Tensor], Tensor]], example: Tensor) -> list[float]:
-    """Median milliseconds of each call, all timed in turns."""
-    samples = []
-    for _ in range(ROUNDS):
-        row = []
-        for call in calls:
-            call(example)
-            start = time.perf_counter()
-            call(example)
-            row.append((time.perf_counter() - start) * 1e3)
-        samples.append(row)
-    return [float(value) for value in np.median(samples, axis=0)]
 
 
 def calibration_pixels(work: Work, num: int) -> Tensor:
@@ -136,28 +128,17 @@ def embed(clip: Clip, pixels: Tensor) -> Tensor:
     return F.normalize(clip.model.encode_image(pixels), dim=-1)
 
 
-def _with_share(clip: Clip, share: float) -> Clip:
-    """The tower with this share of its tokens from the first block on."""
-    from compress.stages.prune_tokens import reduced
-
-    vision = plain_vision(clip.model.config, "prune_tokens")
-    if share == 1:
-        return reduced(clip, None)
-    site = Site(layer=0, keep=max(1, round(vision.grid**2 * share)))
-    return reduced(clip, Reduction(method="grid", sites=(site,)))
-
-
-def _moves(
-    vision: VisionConfig, keeps: dict[int, int], max_sites: int, step: int
-) -> list[dict[int, int]]:
+def _moves(vision: VisionConfig, keeps: Keeps, max_sites: int) -> list[Keeps]:
     """Every schedule one step cheaper: a site that keeps less, or one more site."""
+    from compress.stages.prune_tokens import MULTIPLE
+
     found = []
     open_layers = keeps if len(keeps) == max_sites else range(vision.num_layers - 1)
     for layer in open_layers:
         before = [keep for place, keep in keeps.items() if place <= layer]
         now = min(before, default=vision.grid**2)
-        fewer = (now - 1) // step * step
-        if fewer < step:
+        fewer = (now - 1) // MULTIPLE * MULTIPLE
+        if fewer < MULTIPLE:
             continue
         moved = {**keeps, layer: fewer}
         # A later site that no longer drops anything is none.

@@ -34,16 +34,26 @@ class Search(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    latency: float = Field(gt=0, lt=1)
-    """Share of the full tower's latency to get down to."""
+    latency: float | None = Field(default=None, gt=0, lt=1)
+    """Budget: the share of the full tower's latency to get down to, losing as little as can be."""
+    agreement: float | None = Field(default=None, gt=0, lt=1)
+    """Budget: the least share of the images whose nearest name of `data.classes` stays, saving as
+    much time as can be. Top-1 on such images falls by the rest at most."""
     target: str = "onnxruntime"
     """Exporter whose runtime is timed, with its default settings and one thread."""
     precision: str | None = None
     """Its precision, where it has several."""
     num_images: int = Field(default=64, ge=4)
-    """Training images on which reduced and full embeddings are compared; no labels are used."""
+    """Training images on which reduced and full embeddings are compared; no labels are used. Their
+    number is how finely `agreement` is measured."""
     max_sites: int = Field(default=3, ge=1)
     """At most so many sites."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "Search":
+        if (self.latency is None) == (self.agreement is None):
+            raise ValueError("give one of latency, agreement")
+        return self
 
 
 class Config(BaseModel):
