@@ -9,13 +9,14 @@ Shapes: D input width of a layer, O output width, V rows of the token table, N t
 H heads, K head width.
 """
 
-import itertools
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+
+from export import _attention
+from export._attention import Attention
+from export._surgery import constant, initializer, only_user, remove_unused, replace
 
 CONTRIB = "com.microsoft"
 
@@ -43,9 +44,11 @@ def rewrite(model: Any, limit: int = FULL_RANGE) -> Any:
         if node.op_type == "Conv":
             patches_to_matmul(graph, node)
     for node in list(graph):
-        found = find_attention(node) if node.op_type == "Softmax" else None
-        if found:
+        found = _attention.find(node) if node.op_type == "Softmax" else None
+        if found and found.added is None:
             _fuse_attention(graph, found, limit)
+        elif found:
+            _fuse_biased(graph, found, limit)
     for node in list(graph):
         if node.op_type in ("MatMul", "Gemm"):
             _quantize_matmul(graph, node, limit)
@@ -59,8 +62,8 @@ def rewrite(model: Any, limit: int = FULL_RANGE) -> Any:
 def patches_to_matmul(graph: ir.Graph, conv: ir.Node) -> None:
     """Conv over patches that don't overlap, flattened -> a MatMul, which has int8 kernels."""
     pixels, weight = conv.inputs[0], constant(conv.inputs[1])
-    flat = _only_user(conv.outputs[0], "Reshape")
-    tokens = flat and _only_user(flat.outputs[0], "Transpose")
+    flat = only_user(conv.outputs[0], "Reshape")
+    tokens = flat and only_user(flat.outputs[0], "Transpose")
     if pixels is None or pixels.shape is None or weight is None or weight.ndim != 4 or not tokens:
         return
     out, channels, high, wide = weight.shape
@@ -92,55 +95,6 @@ def patches_to_matmul(graph: ir.Graph, conv: ir.Node) -> None:
     if len(conv.inputs) > 2:
         nodes.append(ir.node("Add", [product.outputs[0], conv.inputs[2]]))
     replace(graph, tokens, nodes)
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Written-out self-attention as found in a graph, between `x` and `last`."""
-
-    x: ir.Value
-    weight: np.ndarray
-    """[D, 3 * H * K], q, k and v beside each other."""
-    bias: ir.Value
-    heads: int
-    causal: bool
-    last: ir.Node
-    name: str
-
-
-def find_attention(softmax: ir.Node) -> Attention | None:
-    """The self-attention around a Softmax, if it is plain or causal and scaled as usual."""
-    add = _up(softmax.inputs[0], "Add")
-    mask = constant(add.inputs[1]) if add else None
-    if add and (mask is None or not _is_causal(mask)):
-        return None
-    scores = _up(add.inputs[0] if add else softmax.inputs[0], "MatMul")
-    mixed = _only_user(softmax.outputs[0], "MatMul")
-    swapped = mixed and _only_user(mixed.outputs[0], "Transpose")
-    last = swapped and _only_user(swapped.outputs[0], "Reshape")
-    scaled = scores and _up(scores.inputs[0], "Mul")
-    if scores is None or mixed is None or last is None or scaled is None:
-        return None
-    q = _up(scaled.inputs[0], "Squeeze", "Slice")
-    k = _up(scores.inputs[1], "Transpose", "Squeeze", "Slice")
-    v = _up(mixed.inputs[1], "Squeeze", "Slice")
-    if q is None or k is None or v is None or not q.inputs[0] is k.inputs[0] is v.inputs[0]:
-        return None
-    view = _up(q.inputs[0], "Transpose", "Reshape")  # to [B, N, 3, H, K], then [3, B, H, N, K]
-    biased = view and _up(view.inputs[0], "Add")
-    product = biased and _up(biased.inputs[0], "MatMul")
-    if view is None or biased is None or product is None:
-        return None
-    shape, factor = constant(view.inputs[1]), constant(scaled.inputs[1])
-    starts = [constant(part.inputs[1]) for part in (q, k, v)]
-    weight, (x, bias) = constant(product.inputs[1]), (product.inputs[0], biased.inputs[1])
-    if weight is None or shape is None or factor is None or x is None or bias is None:
-        return None
-    heads, width = int(shape[-2]), int(shape[-1])
-    usual = math.isclose(float(factor), width**-0.5, rel_tol=1e-5)
-    if not usual or [None if n is None else int(n.item()) for n in starts] != [0, 1, 2]:
-        return None
-    return Attention(x, weight, bias, heads, add is not None, last, str(product.name))
 
 
 def _fuse_attention(graph: ir.Graph, found: Attention, limit: int) -> None:
@@ -176,6 +130,30 @@ def fuse_attention(
     replace(graph, found.last, [rounding, attention])
 
 
+def _fuse_biased(graph: ir.Graph, found: Attention, limit: int) -> None:
+    """The same where keys have something added, which QAttention cannot: the projection in
+    integers, then MultiHeadAttention in float."""
+    integers, scale = quantize_weight(found.weight, limit)
+    weights = [
+        initializer(graph, array, f"{found.name}_{what}")
+        for array, what in ((integers, "int8"), (scale, "scale"))
+    ]
+    product = ir.node(
+        "DynamicQuantizeMatMul", [found.x, *weights, None, found.bias], domain=CONTRIB
+    )
+    parts = ir.node("Split", product.outputs, {"axis": 2, "num_outputs": 3}, num_outputs=3)
+    # A row for each query, as the operator wants them.
+    queries = np.zeros((found.tokens, 1), np.float32)
+    square = ir.node("Add", [found.added, initializer(graph, queries, f"{found.name}_queries")])
+    attention = ir.node(
+        "MultiHeadAttention",
+        [*parts.outputs, None, None, square.outputs[0]],
+        {"num_heads": found.heads},
+        domain=CONTRIB,
+    )
+    replace(graph, found.last, [product, parts, square, attention])
+
+
 def _quantize_matmul(graph: ir.Graph, node: ir.Node, limit: int) -> None:
     """MatMul or Gemm with a constant matrix, and its bias -> DynamicQuantizeMatMul."""
     operand = node.inputs[1]
@@ -201,7 +179,7 @@ def bias_of(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
     """The last node of a linear layer, and its bias: Gemm's own, or of an Add that follows."""
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         return node, node.inputs[2]
-    add = _only_user(node.outputs[0], "Add")
+    add = only_user(node.outputs[0], "Add")
     if add is not None and add.inputs[0] is node.outputs[0]:
         vector, columns = constant(add.inputs[1]), node.inputs[1]
         wide = None if columns is None or columns.shape is None else set(columns.shape.numpy())
@@ -231,61 +209,3 @@ def _quantize_table(graph: ir.Graph, node: ir.Node) -> None:
     floats = ir.node("Cast", rows.outputs, {"to": ir.DataType.FLOAT})
     product = ir.node("Mul", [floats.outputs[0], scales.outputs[0]])
     replace(graph, node, [rows, scales, floats, product])
-
-
-def _is_causal(mask: np.ndarray) -> bool:
-    """Exactly 0 on and below the diagonal, far below 0 above it."""
-    above = np.triu(np.ones_like(mask, dtype=bool), 1)
-    return bool((mask[~above] == 0).all() and (mask[above] <= -1e3).all())
-
-
-def _up(value: ir.Value | None, *op_types: str) -> ir.Node | None:
-    """The last node on the way back through first inputs, if the way has exactly these types."""
-    node = None
-    for op_type in op_types:
-        node = None if value is None else value.producer()
-        if node is None or node.op_type != op_type:
-            return None
-        value = node.inputs[0]
-    return node
-
-
-def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    users = list(value.uses())
-    return users[0].node if len(users) == 1 and users[0].node.op_type == op_type else None
-
-
-def constant(value: ir.Value | None) -> np.ndarray | None:
-    return None if value is None or value.const_value is None else value.const_value.numpy()
-
-
-def initializer(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
-    """A new initializer of the graph; a number is added to a name that is taken."""
-    taken = (f"{name}_{n}" for n in itertools.count(2))
-    while name in graph.initializers:
-        name = next(taken)
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype))
-    value.shape = ir.Shape(array.shape)
-    graph.initializers[name] = value
-    return value
-
-
-def replace(graph: ir.Graph, old: ir.Node, new: list[ir.Node]) -> None:
-    """Put `new` where `old` stands; its single output takes the name and the users of the old."""
-    graph.insert_before(old, new)
-    output, result = old.outputs[0], new[-1].outputs[0]
-    output.replace_all_uses_with(result, replace_graph_outputs=True)
-    result.name, result.type, result.shape = output.name, output.type, output.shape
-    output.name = None
-    graph.remove(old, safe=True)
-
-
-def remove_unused(graph: ir.Graph) -> None:
-    outputs = set(graph.outputs)
-    for node in reversed(list(graph)):
-        if not any(value.uses() or value in outputs for value in node.outputs):
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses():
-            del graph.initializers[name]

@@ -6,7 +6,7 @@ Shapes: D input width, O output width, G groups of input columns, B blocks, S co
 import numpy as np
 import onnx_ir as ir
 
-from export import _int8
+from export import _int8, _surgery
 
 SMALLEST_BLOCK = 16
 LARGEST_BLOCK = 256
@@ -32,9 +32,9 @@ def node(
     packed, scales, zeros = pack(codes, scale, zero, bits, size)
     inputs = [
         x,
-        _int8.initializer(graph, packed, f"{name}.weight"),
-        _int8.initializer(graph, scales, f"{name}.weight_scale"),
-        _int8.initializer(graph, zeros, f"{name}.weight_zero"),
+        _surgery.initializer(graph, packed, f"{name}.weight"),
+        _surgery.initializer(graph, scales, f"{name}.weight_scale"),
+        _surgery.initializer(graph, zeros, f"{name}.weight_zero"),
     ]
     attributes = {
         "K": width,

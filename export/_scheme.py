@@ -19,7 +19,7 @@ from compress.clip import Clip
 from compress.nn.fake import ActRounding, RoundedEmbedding, RoundedLinear
 from compress.scheme import LayerScheme
 from compress.twin import Rounded, rounded_layers
-from export import _int8, _narrow, _nbits
+from export import _attention, _int8, _narrow, _nbits, _surgery
 from export._snap import Runtime, nearest
 
 
@@ -70,7 +70,7 @@ def realise(model: Any, clip: Clip, tower: str, runtime: Runtime) -> tuple[Any, 
             _realise_(graph, node, layer)
             missing.discard(layer.name)
     notes |= dict.fromkeys(sorted(missing), "not found in the graph, computed in float")
-    _int8.remove_unused(graph)
+    _surgery.remove_unused(graph)
     graph.opset_imports[_int8.CONTRIB] = 1
     return ir.to_proto(graph_model), notes
 
@@ -139,7 +139,7 @@ def _key(array: np.ndarray) -> tuple[tuple[int, ...], bytes]:
 def _layer_of(node: ir.Node, by_weight: dict[Any, Layer]) -> Layer | None:
     if node.op_type not in ("MatMul", "Gemm", "Gather"):
         return None
-    matrix = _int8.constant(node.inputs[0 if node.op_type == "Gather" else 1])
+    matrix = _surgery.constant(node.inputs[0 if node.op_type == "Gather" else 1])
     if matrix is None or matrix.ndim != 2:
         return None
     if node.op_type == "Gemm" and "transB" in node.attributes:
@@ -165,7 +165,7 @@ def _realise_(graph: ir.Graph, node: ir.Node, layer: Layer) -> None:
         nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias]))
     if branch:
         nodes += [*branch, ir.node("Add", [nodes[-1].outputs[0], branch[-1].outputs[0]])]
-    _int8.replace(graph, last, nodes)
+    _surgery.replace(graph, last, nodes)
 
 
 def _beside(graph: ir.Graph, node: ir.Node, layer: Layer) -> list[ir.Node]:
@@ -177,14 +177,14 @@ def _beside(graph: ir.Graph, node: ir.Node, layer: Layer) -> list[ir.Node]:
     columns, matrix = layer.beside
     x = node.inputs[0]
     picked = ir.node(
-        "Gather", [x, _int8.initializer(graph, columns, f"{layer.name}.columns")], {"axis": -1}
+        "Gather", [x, _surgery.initializer(graph, columns, f"{layer.name}.columns")], {"axis": -1}
     )
-    weight = _int8.initializer(graph, matrix, f"{layer.name}.columns_weight")
+    weight = _surgery.initializer(graph, matrix, f"{layer.name}.columns_weight")
     product = ir.node("MatMul", [picked.outputs[0], weight])
     if layer.entry.act == "dynamic" and layer.entry.act_bits:
         kept = np.ones(len(layer.codes), np.float32)
         kept[columns] = 0
-        rest = ir.node("Mul", [x, _int8.initializer(graph, kept, f"{layer.name}.rest")])
+        rest = ir.node("Mul", [x, _surgery.initializer(graph, kept, f"{layer.name}.rest")])
         graph.insert_before(node, rest)
         node.replace_input_with(0, rest.outputs[0])
     return [picked, product]
@@ -194,9 +194,11 @@ def _attentions_(graph: ir.Graph, by_weight: dict[Any, Layer]) -> set[str]:
     """Fuse whole attentions whose projection has 8-bit weights and inputs -> those projections."""
     fused = set()
     for node in list(graph):
-        found = _int8.find_attention(node) if node.op_type == "Softmax" else None
+        found = _attention.find(node) if node.op_type == "Softmax" else None
         layer = by_weight.get(_key(found.weight)) if found else None
-        if found is None or layer is None or layer.entry.label not in ("w8a8", "w7a8"):
+        if found is None or found.added is not None:
+            continue
+        if layer is None or layer.entry.label not in ("w8a8", "w7a8"):
             continue
         if layer.zero.any() or layer.scale.shape[1] > 1:
             continue
@@ -224,8 +226,8 @@ def _input_numbers(
         zero, signed = zero + 128, False
     point = np.array(zero, dtype=np.int8 if signed else np.uint8)
     return (
-        _int8.initializer(graph, scale, f"{layer.name}.input_scale"),
-        _int8.initializer(graph, point, f"{layer.name}.input_zero"),
+        _surgery.initializer(graph, scale, f"{layer.name}.input_scale"),
+        _surgery.initializer(graph, point, f"{layer.name}.input_zero"),
     )
 
 
@@ -235,9 +237,9 @@ def _static(graph: ir.Graph, node: ir.Node, layer: Layer) -> list[ir.Node]:
     scale, point = _input_numbers(graph, layer)
     rounded = ir.node("QuantizeLinear", [x, scale, point])
     back = ir.node("DequantizeLinear", [rounded.outputs[0], scale, point])
-    integers = _int8.initializer(graph, layer.codes, f"{name}.weight")
-    per_column = _int8.initializer(graph, layer.scale[:, 0].copy(), f"{name}.weight_scale")
-    zeros = _int8.initializer(graph, layer.zero[:, 0].copy(), f"{name}.weight_zero")
+    integers = _surgery.initializer(graph, layer.codes, f"{name}.weight")
+    per_column = _surgery.initializer(graph, layer.scale[:, 0].copy(), f"{name}.weight_scale")
+    zeros = _surgery.initializer(graph, layer.zero[:, 0].copy(), f"{name}.weight_zero")
     matrix = ir.node("DequantizeLinear", [integers, per_column, zeros], {"axis": 1})
     product = ir.node("MatMul", [back.outputs[0], matrix.outputs[0]])
     return [rounded, back, matrix, product]
@@ -246,12 +248,12 @@ def _static(graph: ir.Graph, node: ir.Node, layer: Layer) -> list[ir.Node]:
 def _dynamic(graph: ir.Graph, node: ir.Node, layer: Layer) -> list[ir.Node]:
     inputs = [
         node.inputs[0],
-        _int8.initializer(graph, layer.codes, f"{layer.name}.weight"),
-        _int8.initializer(graph, layer.scale[:, 0].copy(), f"{layer.name}.weight_scale"),
+        _surgery.initializer(graph, layer.codes, f"{layer.name}.weight"),
+        _surgery.initializer(graph, layer.scale[:, 0].copy(), f"{layer.name}.weight_scale"),
     ]
     if layer.zero.any():
         inputs.append(
-            _int8.initializer(graph, layer.zero[:, 0].copy(), f"{layer.name}.weight_zero")
+            _surgery.initializer(graph, layer.zero[:, 0].copy(), f"{layer.name}.weight_zero")
         )
     return [ir.node("DynamicQuantizeMatMul", inputs, domain=_int8.CONTRIB)]
 
@@ -262,9 +264,9 @@ def _table_(graph: ir.Graph, node: ir.Node, layer: Layer) -> None:
     codes = layer.codes.astype(np.int16) - layer.zero.astype(np.int16)
     kind = np.int8 if codes.min() >= -128 and codes.max() < 128 else np.int16
     rows = ir.node(
-        "Gather", [_int8.initializer(graph, codes.astype(kind), f"{name}.codes"), indices]
+        "Gather", [_surgery.initializer(graph, codes.astype(kind), f"{name}.codes"), indices]
     )
-    scales = ir.node("Gather", [_int8.initializer(graph, layer.scale, f"{name}.scale"), indices])
+    scales = ir.node("Gather", [_surgery.initializer(graph, layer.scale, f"{name}.scale"), indices])
     floats = ir.node("Cast", rows.outputs, {"to": ir.DataType.FLOAT})
     product = ir.node("Mul", [floats.outputs[0], scales.outputs[0]])
-    _int8.replace(graph, node, [rows, scales, floats, product])
+    _surgery.replace(graph, node, [rows, scales, floats, product])

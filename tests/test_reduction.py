@@ -71,6 +71,22 @@ def test_the_exported_graph_says_the_same_and_fuses_in_int8(clip: Clip, method: 
     assert float(F.cosine_similarity(_run(whole, pixels), wanted)) > 0.98
 
 
+def test_attention_that_counts_patches_is_fused_in_int8(
+    clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = reduced(clip, method="guarded", sites=[site()], guard=2, proportional=True)
+    graph = portable.graph(small, "image", 1, 20)
+    pixels = torch.randn(1, 3, 32, 32)
+    whole = _int8.rewrite(graph)
+    found = Counter(node.op_type for node in whole.graph.node)
+    blocks = small.model.config.vision.num_layers
+    assert (found["QAttention"], found["MultiHeadAttention"]) == (1, blocks - 1)
+    monkeypatch.setattr(_int8._attention, "find", lambda softmax: None)
+    written_out = _int8.rewrite(graph)
+    # The same integers in the same places: only the order of float sums differs.
+    torch.testing.assert_close(_run(whole, pixels), _run(written_out, pixels), rtol=0, atol=2e-3)
+
+
 @pytest.mark.parametrize("method", ["tome", "guarded"])
 def test_proportional_attention_counts_a_merged_token_as_its_patches(clip: Clip, method: str):
     """Tokens that are exactly equal: merging them changes nothing (ToMe, 3.3)."""
