@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import survival
+from compress import recipe
 from compress.atomic import sha256, write_json
 from compress.batches import embed_names
 from compress.clip import Clip
@@ -40,12 +41,15 @@ METHODS: tuple[Method, ...] = (
     "fopru_row",
 )
 SHARES = (0.75, 0.6)
+DEEP = (0.5, 0.4)
+"""Further shares beside the exact passes: what the fastest towers would cost."""
 THREE = (1, 2, 4)
 """Sites at which methods are compared; the default has two."""
 MORE_SHARES = (0.85, 0.5)
 NUM_PICTURES = 128
 """Pictures whose surviving regions are counted."""
 BATCH = 64
+Rows = list[dict[str, Any]]
 
 
 def arms(quick: bool = False) -> dict[str, Config]:
@@ -76,12 +80,15 @@ def exact_arms(clip: Clip, quick: bool = False) -> dict[str, Config]:
     settings: dict[str, dict[str, Any]] = {"guarded": {}}
     if not quick:
         settings |= {"guarded three sites": {"at": THREE}, "tome": {"method": "tome"}}
+    wanted = [(share, name) for share in SHARES for name in settings]
+    if not quick:
+        settings["guarded one site"] = {"at": (1,)}
+        wanted += [(share, name) for share in DEEP for name in ("guarded", "guarded one site")]
     found = {}
-    for share in SHARES:
-        for name, own in settings.items():
-            tried = (Config(macs=n / 100, **own) for n in range(99, 30, -1))
-            fits = (cfg for cfg in tried if share_of(clip, pooled(clip, cfg)) <= share)
-            found[f"{EXACT}{name} {share:.2f}"] = next(fits)
+    for share, name in wanted:
+        tried = (Config(macs=n / 100, **settings[name]) for n in range(99, 10, -1))
+        fits = (cfg for cfg in tried if share_of(clip, pooled(clip, cfg)) <= share)
+        found[f"{EXACT}{name} {share:.2f}"] = next(fits)
     return found
 
 
@@ -146,32 +153,63 @@ class Tasks:
         return (scores.argmax(dim=-1) == labels).float()
 
 
+def clips(clip: Clip, quick: bool = False) -> dict[str, Clip]:
+    """Name of each arm -> the model that it measures."""
+    vision = plain_vision(clip.model.config, "reduction")
+    torch.manual_seed(0)
+    return {
+        name: pooled(clip, cfg) if exact else reduced(clip, schedule(vision, cfg))
+        for name, (cfg, exact) in _all_arms(clip, quick).items()
+    }
+
+
+def training_data() -> Data:
+    """What recipes train and calibrate on."""
+    return recipe.load(EMOJI / "tokens.yaml").shards()
+
+
 def measure(
-    folder: Path, tasks: Tasks, quick: bool, chosen: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
-    """Rows of every arm (or of those named) and split, each kept in `folder` once measured."""
+    folder: Path, tasks: Tasks, quick: bool, chosen: Sequence[str] | None, committed: Rows
+) -> Rows:
+    """Rows of every arm (or of those named) and split, each kept in `folder` once measured.
+
+    committed: rows of an earlier session. Those of an arm stand where its sites are still the same
+    and the untouched teacher has just scored what it scored then.
+    """
     vision = plain_vision(tasks.teacher.model.config, "reduction")
     rows = _kept(folder / "none.json", lambda: _arm(tasks, tasks.teacher, "none", None, 1.0))
-    for name, cfg in arms(quick).items():
-        if chosen is not None and name not in chosen:
-            continue
-        found = schedule(vision, cfg)
-        share = share_of_macs(vision, found)
+    known = {row["split"]: row["top1"] for row in committed if row["arm"] == "none"}
+    if known != {row["split"]: row["top1"] for row in rows}:
+        committed = []
+    for name, (cfg, exact) in _all_arms(tasks.teacher, quick).items():
         torch.manual_seed(0)
-        clip = reduced(tasks.teacher, found)
+        found = schedule(vision, cfg)
+        if chosen is not None and name not in chosen:
+            rows += _standing(committed, name, found)
+            continue
+        clip = pooled(tasks.teacher, cfg) if exact else reduced(tasks.teacher, found)
+        share = share_of(tasks.teacher, clip) if exact else share_of_macs(vision, found)
         path = folder / f"{name.replace(' ', '-')}.json"
-        rows += _kept(path, lambda: _arm(tasks, clip, name, found, share))  # noqa: B023
-    for name, cfg in exact_arms(tasks.teacher, quick).items():
-        clip, found = pooled(tasks.teacher, cfg), schedule(vision, cfg)
-        share = share_of(tasks.teacher, clip)
-        path = folder / f"{name.replace(' ', '-')}.json"
-        rows += _kept(path, lambda: _arm(tasks, clip, name, found, share))  # noqa: B023
+        rows += _standing(committed, name, found) or _kept(
+            path,
+            lambda: _arm(tasks, clip, name, found, share),  # noqa: B023
+        )
     return rows
 
 
-def _arm(
-    tasks: Tasks, clip: Clip, name: str, found: Reduction | None, share: float
-) -> list[dict[str, Any]]:
+def _all_arms(clip: Clip, quick: bool) -> dict[str, tuple[Config, bool]]:
+    """Name -> settings, and whether the exact passes count."""
+    plain = {name: (cfg, False) for name, cfg in arms(quick).items()}
+    return plain | {name: (cfg, True) for name, cfg in exact_arms(clip, quick).items()}
+
+
+def _standing(committed: Rows, name: str, found: Reduction) -> Rows:
+    """The rows of an arm that was measured with these very sites."""
+    sites = [site.model_dump() for site in found.sites]
+    return [row for row in committed if row["arm"] == name and row["sites"] == sites]
+
+
+def _arm(tasks: Tasks, clip: Clip, name: str, found: Reduction | None, share: float) -> Rows:
     rows = []
     for split in SPLITS:
         right = tasks.top1(clip, split)
@@ -195,10 +233,10 @@ def _arm(
     return rows
 
 
-def _kept(path: Path, make: Any) -> list[dict[str, Any]]:
+def _kept(path: Path, make: Any) -> Rows:
     """What an earlier run measured, or a new measurement."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, make())
-    rows: list[dict[str, Any]] = json.loads(path.read_text())
+    rows: Rows = json.loads(path.read_text())
     return rows

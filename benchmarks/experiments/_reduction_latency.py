@@ -39,12 +39,14 @@ VARIANTS: dict[str, Config | None] = {
     "exact + guarded 0.75": Config(method="guarded", macs=0.75),
     "exact + guarded 0.60": Config(method="guarded", macs=0.6),
     "exact + guarded 0.45": Config(method="guarded", macs=0.45),
-    "exact + tome r8": Config(method="tome", r=8),
-    "exact + evit 0.7 x 3": Config(method="evit", keep=0.7),
+    "exact + guarded one site 0.45": Config(method="guarded", macs=0.45, at=(1,)),
+    "exact + guarded one site 0.40": Config(method="guarded", macs=0.4, at=(1,)),
 }
 CONVOLUTIONS = "MobileCLIP2-S0"
 """A tower whose tokens nobody can drop, for comparison: its own library builds it."""
 NAMES = (*MODELS, CONVOLUTIONS)
+TEACHER = "emoji teacher"
+"""The embedded one, every arm of the accuracy part."""
 LARGE = ("L/14@336",)
 """Towers whose float32 files are too big to hold beside each other: the untouched one only."""
 ROUNDS, MAX_SECONDS = 15, 150
@@ -78,8 +80,6 @@ def variants(clip: Clip, quick: bool) -> dict[str, Clip]:
     chosen = list(VARIANTS.items())[: 3 if quick else None]
     found = {}
     for name, cfg in chosen:
-        if cfg is not None and cfg.r and cfg.r * (vision.num_layers - 1) >= vision.grid**2:
-            continue  # fewer patches than would have to go: B/32 has 49
         changed = clip if cfg is None else reduced(clip, schedule(vision, cfg))
         found[name] = changed if name == "full" else pooled_last(changed)
     return found
@@ -99,22 +99,20 @@ def measure(
     return rows
 
 
-def of_arms(folder: Path, teacher: Clip, arms: dict[str, Config]) -> list[dict[str, Any]]:
+def of_arms(folder: Path, teacher: Clip, arms: dict[str, Clip]) -> list[dict[str, Any]]:
     """Rows of the embedded teacher in ONNX Runtime's int8, one an arm of the accuracy part."""
     path = folder / "arms.json"
     if not path.exists():
-        vision = plain_vision(teacher.model.config, "reduction")
         pixels = torch.randn(1, 3, *teacher.preprocess.size)
         calls: dict[str, Call] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        for name, cfg in {"none": None, **arms}.items():
-            clip = teacher if cfg is None else reduced(teacher, schedule(vision, cfg))
+        for name, clip in {"none": teacher, **arms}.items():
             file = folder / f"{name.replace(' ', '-')}.onnx"
             portable.save(_int8.rewrite(portable.graph(clip, "image", 1, 20)), file)
             calls[name] = _onnxruntime(file)
         rows = []
         for name, samples in zip(calls, _in_turns(list(calls.values()), pixels, 200), strict=True):
-            row: dict[str, Any] = {"part": "latency", "model": "emoji teacher", "variant": name}
+            row: dict[str, Any] = {"part": "latency", "model": TEACHER, "variant": name}
             row |= {"target": "onnxruntime", "precision": "int8"} | _medians(samples)
             rows.append(row)
         write_json(path, rows)
@@ -181,17 +179,21 @@ def _in_turns(calls: list[Call], pixels: Tensor, rounds: int = ROUNDS) -> list[n
 
 
 def _files(clip: Clip, folder: Path, name: str, float_too: bool) -> list[tuple[str, str, Call]]:
-    """(target, precision, call) of every runtime that is installed here."""
-    graph = portable.graph(replace(clip), "image", 1, portable.Config().opset)
+    """(target, precision, call) of every runtime that is installed here; files that an earlier
+    attempt has left are taken."""
     stem = name.replace(" ", "-").replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
-    found: list[tuple[str, str, Call]] = []
-    for precision, made in (("fp32", graph), ("int8", _int8.rewrite(graph))):
-        path = folder / f"{stem}.{precision}.onnx"
-        portable.save(made, path)
-        if float_too or precision == "int8":
-            found.append(("onnxruntime", precision, _onnxruntime(path)))
-    return found + _openvino(folder / f"{stem}.fp32.onnx", clip)[0 if float_too else 1 :]
+    paths = {p: folder / f"{stem}.{p}.onnx" for p in ("fp32", "int8")}
+    if not paths["int8"].exists():
+        graph = portable.graph(replace(clip), "image", 1, portable.Config().opset)
+        portable.save(graph, paths["fp32"])
+        portable.save(_int8.rewrite(graph), paths["int8"])
+    found = [
+        ("onnxruntime", precision, _onnxruntime(path))
+        for precision, path in paths.items()
+        if float_too or precision == "int8"
+    ]
+    return found + _openvino(paths["fp32"], clip, float_too)
 
 
 def _onnxruntime(path: Path) -> Call:
@@ -199,7 +201,7 @@ def _onnxruntime(path: Path) -> Call:
     return lambda array: session.run(None, {"pixels": array})[0]
 
 
-def _openvino(path: Path, clip: Clip) -> list[tuple[str, str, Call]]:
+def _openvino(path: Path, clip: Clip, float_too: bool) -> list[tuple[str, str, Call]]:
     """Float32 and NNCF's int8, ranges from noise: only their time is of interest."""
     try:
         import nncf
@@ -207,16 +209,22 @@ def _openvino(path: Path, clip: Clip) -> list[tuple[str, str, Call]]:
     except ImportError:
         return []
     core = ov.Core()
-    float_model = core.read_model(path)
-    noise = [np.random.default_rng(n).normal(size=(1, 3, *clip.preprocess.size)) for n in range(2)]
-    samples = nncf.Dataset([row.astype(np.float32) for row in noise])
-    whole = nncf.quantize(
-        float_model, samples, model_type=nncf.ModelType.TRANSFORMER, subset_size=2
-    )
+    whole = path.with_name(path.name.replace(".fp32.onnx", ".int8.xml"))
+    if not whole.exists():
+        noise = [
+            np.random.default_rng(n).normal(size=(1, 3, *clip.preprocess.size)) for n in range(2)
+        ]
+        samples = nncf.Dataset([row.astype(np.float32) for row in noise])
+        made = nncf.quantize(
+            core.read_model(path), samples, model_type=nncf.ModelType.TRANSFORMER, subset_size=2
+        )
+        ov.save_model(made, whole, compress_to_fp16=False)
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
 
-    def call(made: Any) -> Call:
-        request = core.compile_model(made, "CPU", settings).create_infer_request()
+    def call(file: Path) -> Call:
+        model = core.read_model(file)
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
         return lambda array: request.infer({0: array})[0].copy()
 
-    return [("openvino", "fp32", call(core.read_model(path))), ("openvino", "int8", call(whole))]
+    floats = [("openvino", "fp32", call(path))] if float_too else []
+    return [*floats, ("openvino", "int8", call(whole))]

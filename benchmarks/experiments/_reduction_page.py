@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from benchmarks import survival
-from benchmarks.charts import Scale, ticks
 from benchmarks.experiments import _reduction_accuracy as accuracy
+from benchmarks.experiments import _reduction_latency as latency
+from benchmarks.experiments._reduction_pareto import pareto
 from compress.schedule import Method
 from compress.stages.prune_tokens import Config, reduced, schedule
 from compress.structure import plain_vision
@@ -35,7 +36,6 @@ SHOWN: tuple[Method, ...] = (
     "random",
 )
 PICTURES, CELL = 6, 64
-COLOURS = ("#0b6e99", "#c4481c", "#3a7d34", "#7a4fa3", "#a8801f", "#b3326b", "#4d5a66", "#20928a")
 SIGNS = {"higher": "at least", "lower": "at most"}
 INTRO = """# Doing less
 
@@ -72,7 +72,7 @@ def page(result: dict[str, Any]) -> str:
         lines.append(f"| {claim['name']} | {goal} | {claim['value']:.3g} | {verdict} |")
     where = f"{machine['cores']} cores of {machine['cpu']}, torch {result['versions']['torch']}"
     lines += ["", f"`{result['command']}`, {result['date']}, {where}.", ""]
-    lines += _accuracy(rows) + _latency(rows) + _exact(rows)
+    lines += _accuracy(rows) + _recovery(rows) + _latency(rows) + _parity(rows) + _exact(rows)
     return "\n".join(lines)
 
 
@@ -104,8 +104,68 @@ def _accuracy(rows: list[dict[str, Any]]) -> list[str]:
     return [*lines, "", f"![What survives of six pictures]({PICTURE})", ""]
 
 
+def _recovery(rows: list[dict[str, Any]]) -> list[str]:
+    own = [row for row in rows if row["part"] == "recovery"]
+    if not own:
+        return []
+    lines = [
+        "## After training",
+        "",
+        "`recipes/emoji/tokens_recovery.yaml`, and the same with methods that learn what to keep. "
+        "Mean and range over seeds.",
+        "",
+        "| method | multiply-adds | seeds | held-out style | val |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for arm in dict.fromkeys(row["arm"] for row in own):
+        for artifact, said in (("start", "before"), ("student", "after")):
+            found = [r for r in own if (r["arm"], r["artifact"]) == (arm, artifact)]
+            if not found:
+                continue
+            cells = [
+                _spread([r["top1"] for r in found if r["split"] == split])
+                for split in accuracy.SPLITS
+            ]
+            seeds = len({row["seed"] for row in found})
+            lines.append(
+                f"| {arm}, {said} | {found[0]['macs']:.2f} | {seeds} | {' | '.join(cells)} |"
+            )
+    return [*lines, ""]
+
+
+def _spread(values: list[float]) -> str:
+    """Mean, and the range where values differ."""
+    mean = f"{sum(values) / len(values):.1%}"
+    low, high = min(values), max(values)
+    return mean if low == high else f"{mean} ({low:.1%} to {high:.1%})"
+
+
+def _parity(rows: list[dict[str, Any]]) -> list[str]:
+    own = [row for row in rows if row["part"] == "parity"]
+    if not own:
+        return []
+    lines = [
+        "## Reduced models in each runtime",
+        "",
+        "Worst cosine between the image tower's file in its runtime and the torch model, where the "
+        "exporter's own gate passed.",
+        "",
+        "| model | method | runtime | precision | worst cosine | |",
+        "|---|---|---|---|---:|---|",
+    ]
+    for row in own:
+        cosine = f"{row['worst_cosine']:.5f}" if row["passed"] else ""
+        reason = "" if row["passed"] else f"{row['kind']}: {row['reason']}".replace("|", "/")
+        precision = row["precision"] or ""
+        lines.append(
+            f"| {row['model']} | {row['method']} | {row['target']} | {precision} | {cosine} "
+            f"| {reason} |"
+        )
+    return [*lines, ""]
+
+
 def _latency(rows: list[dict[str, Any]]) -> list[str]:
-    own = [r for r in rows if r["part"] == "latency" and r["model"] != "emoji teacher"]
+    own = [r for r in rows if r["part"] == "latency" and r["model"] != latency.TEACHER]
     if not own:
         return []
     lines = [
@@ -149,54 +209,6 @@ def _exact(rows: list[dict[str, Any]]) -> list[str]:
             f"| {row['image_macs']:.3f} | {row['text_macs']:.3f} | {saved} |"
         )
     return [*lines, ""]
-
-
-def pareto(rows: list[dict[str, Any]]) -> str:
-    """Mean top-1 of both tasks against the image tower's latency, or multiply-adds without it."""
-    milliseconds = {
-        row["variant"]: row["processor_p50_ms"]
-        for row in rows
-        if row["part"] == "latency" and row["model"] == "emoji teacher"
-    }
-    points: dict[str, list[tuple[float, float, str]]] = {}
-    own = [row for row in rows if row["part"] == "accuracy"]
-    for name in dict.fromkeys(row["arm"] for row in own):
-        found = [row for row in own if row["arm"] == name]
-        cost = milliseconds.get(name) if milliseconds else found[0]["macs"]
-        if cost is not None:
-            top1 = sum(row["top1"] for row in found) / len(found)
-            points.setdefault(found[0]["method"], []).append((cost, top1, name))
-    pooled = [point for group in points.values() for point in group]
-    x = Scale(min(p[0] for p in pooled) * 0.95, max(p[0] for p in pooled) * 1.02, 60, 560)
-    y = Scale(min(p[1] for p in pooled) - 0.01, max(p[1] for p in pooled) + 0.01, 340, 20)
-    unit = "ms, ONNX Runtime int8, one thread" if milliseconds else "share of multiply-adds"
-    parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 390" font-family="sans-serif" '
-        'font-size="12"><rect width="720" height="390" fill="#fff"/>'
-    ]
-    for value in ticks(y.low, y.high):
-        parts.append(f'<path d="M60 {y(value)}H560" stroke="#ddd"/>')
-        parts.append(f'<text x="54" y="{y(value) + 4}" text-anchor="end">{value:.0%}</text>')
-    for value in ticks(x.low, x.high):
-        parts.append(f'<text x="{x(value)}" y="358" text-anchor="middle">{value:g}</text>')
-    parts.append(f'<text x="310" y="380" text-anchor="middle">{unit}</text>')
-    for n, (method, group) in enumerate(points.items()):
-        colour = COLOURS[n % len(COLOURS)]
-        for cost, top1, name in group:
-            title = f"<title>{name}: {top1:.1%}</title>"
-            shape = "circle" if n < len(COLOURS) else "rect"
-            place = (
-                f'cx="{x(cost)}" cy="{y(top1)}" r="5"'
-                if shape == "circle"
-                else f'x="{x(cost) - 4}" y="{y(top1) - 4}" width="8" height="8"'
-            )
-            parts.append(f'<{shape} {place} fill="{colour}">{title}</{shape}>')
-        mark = 'rx="5"' if n < len(COLOURS) else ""
-        parts.append(
-            f'<rect x="580" y="{24 + 20 * n}" width="10" height="10" {mark} fill="{colour}"/>'
-        )
-        parts.append(f'<text x="598" y="{33 + 20 * n}">{method}</text>')
-    return "".join([*parts, "</svg>\n"])
 
 
 def survivors(tasks: accuracy.Tasks) -> str:

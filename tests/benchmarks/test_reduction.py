@@ -1,16 +1,21 @@
 """The reduction experiment's arithmetic, on rows and pictures that are easy to check by hand."""
 
+import itertools
 import json
-from typing import Any
+from argparse import Namespace
+from typing import Any, get_args
 
 import pytest
 import torch
 from tiny import tiny_clip
 
 from benchmarks import survival
-from benchmarks.experiments import _reduction_page, reduction
+from benchmarks.experiments import _reduction_accuracy as accuracy
+from benchmarks.experiments import _reduction_claims as claims
+from benchmarks.experiments import _reduction_page, _reduction_parity, reduction
+from benchmarks.experiments._reduction_pareto import pareto
 from compress.clip import Clip
-from compress.schedule import Reduction, Site
+from compress.schedule import Method, Reduction, Site
 from compress.stages.prune_tokens import reduced
 
 PIXELS = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
@@ -40,10 +45,15 @@ def test_a_region_is_lost_when_all_its_patches_are() -> None:
     assert float(survival.lost_regions(weights)) == 0.25
 
 
+def trained(seed: int, top1: float) -> dict[str, Any]:
+    row = {"part": "recovery", "arm": "recovered 0.60", "artifact": "student", "macs": 0.59}
+    return row | {"split": "val", "seed": seed, "top1": top1}
+
+
 def rows() -> list[dict[str, Any]]:
     accuracy = {"part": "accuracy", "worst_lost_regions": 0.0}
     latency = {"part": "latency", "model": "B/16", "target": "onnxruntime"}
-    full, best = {"variant": "full"}, {"variant": reduction.BEST, "macs": 0.5}
+    full, best = {"variant": "full"}, {"variant": claims.BEST, "macs": 0.5}
     exact = {"part": "exact", "largest_change": 2e-6}
     return [
         accuracy | {"arm": "none", "method": "none", "macs": 1, "split": "val", "top1": 0.7},
@@ -59,8 +69,10 @@ def rows() -> list[dict[str, Any]]:
         latency | full | {"precision": "int8", "processor_p50_ms": 30.0, "macs": 1},
         latency | best | {"precision": "int8", "processor_p50_ms": 10.0},
         exact | {"table_bytes": 400, "saved_bytes": 400},
-        {"part": "recovery", "artifact": "teacher", "split": "val", "top1": 0.7},
-        {"part": "recovery", "artifact": "student", "split": "val", "top1": 0.71},
+        *[trained(seed, top1) for seed, top1 in enumerate((0.70, 0.72))],
+        {"part": "parity", "passed": True, "kind": "executed"},
+        {"part": "parity", "passed": False, "kind": "unavailable"},
+        {"part": "parity", "passed": False, "kind": "refused"},
     ]
 
 
@@ -71,9 +83,12 @@ def test_claims_of_hand_made_rows() -> None:
     assert value["default, 0.6 of the multiply-adds, after recovery"] == pytest.approx(-0.01)
     assert value["default"] == 0 and value["exact passes"] == 2e-6
     assert value["B/16"] == pytest.approx(8.0) and value["onnxruntime"] == pytest.approx(1.5)
-    assert value["vocabulary trimming"] == 0
+    assert value["vocabulary trimming"] == 0 and value["reduced models"] == 1
     short = [name for name, claim in found.items() if not claim["holds"]]
-    assert short == ["default, 0.75 of the multiply-adds, no training: worst loss"]
+    assert short == [
+        "default, 0.75 of the multiply-adds, no training: worst loss",
+        "reduced models: cases of method, runtime and precision that miss their parity gate",
+    ]
 
 
 def test_parts_that_were_not_run_claim_nothing() -> None:
@@ -85,10 +100,53 @@ def test_the_page_shows_the_committed_figures() -> None:
     result = json.loads(_reduction_page.RESULTS.read_text())
     assert _reduction_page.PAGE.read_text() == _reduction_page.page(result)
     picture = _reduction_page.PAGE.parent / _reduction_page.PARETO
-    assert picture.read_text() == _reduction_page.pareto(result["rows"])
+    assert picture.read_text() == pareto(result["rows"])
 
 
-def test_the_plots_have_a_point_for_each_arm() -> None:
-    found = rows()
-    assert _reduction_page.pareto(found).count("<circle") == 2
-    assert "guarded" in _reduction_page.pareto(found)
+def test_the_plot_has_a_panel_for_each_task_and_a_point_for_each_arm() -> None:
+    both = rows() + [row | {"split": "held_out_style"} for row in rows()]
+    found = pareto(both)
+    assert found.count("<title>none: 70.0%") == 2
+    assert found.count("<title>exact + guarded 0.75: 69.0%, 0.74") == 2
+    assert ">held-out style<" in found and "share of multiply-adds" in found
+    arm = {"part": "latency", "model": "emoji teacher", "variant": "none", "processor_p50_ms": 2.0}
+    timed = pareto([*both, arm, arm | {"variant": "exact + guarded 0.75", "processor_p50_ms": 1.5}])
+    assert "69.0%, 1.5" in timed and "ms, ONNX Runtime int8" in timed
+
+
+def test_committed_rows_stand_while_their_sites_do() -> None:
+    sites = [{"layer": 0, "keep": 8}]
+    own = {"arm": "a", "sites": sites, "split": "val"}
+    committed = [own, own | {"arm": "b"}, own | {"sites": []}]
+    found = Reduction(method="topk", sites=(Site(layer=0, keep=8),))
+    assert accuracy._standing(committed, "a", found) == [own]
+
+
+def test_recovery_is_shown_with_its_range() -> None:
+    found = [trained(seed, top1) for seed, top1 in enumerate((0.70, 0.72))]
+    found += [row | {"split": "held_out_style"} for row in found]
+    found += [row | {"artifact": "start", "top1": 0.6} for row in found]
+    lines = _reduction_page._recovery(found)
+    spread = "71.0% (70.0% to 72.0%)"
+    assert f"| recovered 0.60, after | 0.59 | 2 | {spread} | {spread} |" in lines
+    assert "| recovered 0.60, before | 0.59 | 2 | 60.0% | 60.0% |" in lines
+
+
+def test_parity_asks_every_method_of_every_runtime_and_every_precision_of_the_default() -> None:
+    found = _reduction_parity.cases()
+    small = {(m, target) for model, m, target, _ in found if model == _reduction_parity.SMALL}
+    assert small == set(itertools.product(get_args(Method), _reduction_parity.RUNTIMES))
+    precisions = {(t, p) for model, _, t, p in found if model == _reduction_parity.TEACHER}
+    assert {("openvino", "int8"), ("onnxruntime", "int8"), ("litert", "fp32")} <= precisions
+
+
+def test_only_what_was_measured_again_is_replaced() -> None:
+    given = Namespace(parts=["latency", "recovery"], models=["B/16"], trained=["a"], seeds=[1])
+    kept = [
+        {"part": "exact"},
+        {"part": "latency", "model": "B/32"},
+        {"part": "recovery", "arm": "a", "seed": 0},
+        {"part": "recovery", "arm": "b", "seed": 1},
+    ]
+    gone = [{"part": "latency", "model": "B/16"}, {"part": "recovery", "arm": "a", "seed": 1}]
+    assert [row for row in kept + gone if not reduction.replaced(row, given)] == kept
