@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress import atomic
 from compress.clip import CLASS_FILES, Clip, Encoder, TorchEncoder, save_classes
@@ -39,6 +39,7 @@ MAX_PIXEL_ERROR = 0.02
 COSINE_SLACK = 1e-4
 
 Opener = Callable[..., Encoder]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def writing(clip: Clip, out: Path, spec: Spec) -> Iterator[Path]:
     it was then.
     """
     check_folded(clip)
-    clip = replace(clip, model=copy.deepcopy(clip.model).cpu().float())
+    clip = replace(clip, model=in_float(clip.model))
     with atomic.folder(Path(out)) as folder:
         clip.tokenizer.save(folder)
         if clip.classes is not None:
@@ -97,6 +98,18 @@ def writing(clip: Clip, out: Path, spec: Spec) -> Iterator[Path]:
             _readme.text(bundle, spec.usage, spec.requirements) + spec.notes, encoding="utf-8"
         )
         write_description(folder, bundle)
+
+
+def in_float(module: Module) -> Module:
+    """A copy on the CPU in float32, around the same weights where they are that already.
+
+    Its layers may be exchanged; its weights may not be changed in place.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    there = [t.is_cpu and (t.dtype == torch.float32 or not t.is_floating_point()) for t in tensors]
+    if all(there):
+        return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    return copy.deepcopy(module).cpu().float()
 
 
 def describe(clip: Clip, spec: Spec) -> dict[str, Any]:

@@ -192,8 +192,8 @@ def fold_std_(module: nn.Module, preprocess: Preprocess) -> Tensor | None:
     scale = 1 / torch.tensor(preprocess.std).view(1, 3, 1, 1)
     if not isinstance(module, ImageTower):
         return scale
-    with torch.no_grad():
-        module.patch.weight.mul_(scale)
+    weight = module.patch.weight.detach() * scale
+    module.patch.weight = nn.Parameter(weight, requires_grad=False)
     return None
 
 

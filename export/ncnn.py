@@ -12,6 +12,7 @@ import subprocess
 import warnings
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -122,7 +123,7 @@ def spec(cfg: Config) -> _bundle.Spec:
 class _SplitAttention(nn.Module):
     """Attention with a projection each for q, k and v."""
 
-    def __init__(self, attention: Attention) -> None:
+    def __init__(self, attention: Attention | SimpleNamespace) -> None:
         super().__init__()
         self.heads, self.head_width = attention.heads, attention.head_width
         weights = attention.qkv.weight.detach().chunk(3)
@@ -169,7 +170,30 @@ class _SplitPool(nn.Module):
         return pooled if self.pool.mlp is None else pooled + self.pool.mlp(self.pool.norm(pooled))
 
 
-SPLIT: dict[type[nn.Module], Any] = {Attention: _SplitAttention, AttentionPool: _SplitPool}
+class _SplitMapAttention(nn.Module):
+    """Attention of timm's fastvit, over a map of features, with a projection each for q, k, v."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        qkv = attention.qkv
+        bias = torch.zeros(qkv.out_features) if qkv.bias is None else qkv.bias.detach()
+        parts = SimpleNamespace(heads=attention.num_heads, head_width=attention.head_dim)
+        parts.qkv, parts.out = _linear(qkv.weight.detach(), bias), attention.proj
+        self.inside = _SplitAttention(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [1, D, rows, columns] -> the same shape."""
+        _, width, rows, columns = x.shape
+        mixed = self.inside(x.reshape(1, width, rows * columns).transpose(1, 2))  # [1, N, D]
+        return mixed.transpose(1, 2).reshape(1, width, rows, columns)
+
+
+def _split() -> dict[type[nn.Module], Any]:
+    """Layer -> what stands for it."""
+    from timm.models import fastvit
+
+    own: dict[type[nn.Module], Any] = {Attention: _SplitAttention, AttentionPool: _SplitPool}
+    return own | {fastvit.Attention: _SplitMapAttention}
 
 
 class _EndPooling(nn.Module):
@@ -192,11 +216,11 @@ class _EndPooling(nn.Module):
 
 def rewritten(clip: Clip, tower: str) -> nn.Module:
     """One tower, normalised, for a batch of 1, computing the same with ncnn's layers."""
-    unit = portable.unit(clip, tower)
+    unit, split = portable.unit(clip, tower), _split()
     for parent in list(unit.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in SPLIT:
-                setattr(parent, name, SPLIT[type(child)](child))
+            if type(child) in split:
+                setattr(parent, name, split[type(child)](child))
     module = unit.get_submodule("tower")
     if isinstance(module, TextTower) and _pools_at_end(module):
         config = module.config

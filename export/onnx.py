@@ -1,6 +1,5 @@
 """Portable ONNX: standard operators only, static shapes, weights inside the file."""
 
-import copy
 import platform
 from collections.abc import Mapping
 from functools import partial
@@ -149,12 +148,12 @@ def runtime(cfg: Config) -> dict[str, Any]:
 
 
 def unit(clip: Clip, tower: str) -> nn.Module:
-    """A copy of one tower with its normalisation, in float32 and evaluation mode.
+    """One tower with its normalisation, in float32 and evaluation mode (see `_bundle.in_float`).
 
     Of a model with a scheme it is the float twin: weights on their grid, activations in float.
     """
     twin = float_twin(clip).model
-    return Unit(copy.deepcopy(getattr(twin, tower)).cpu().float()).eval()
+    return Unit(_bundle.in_float(getattr(twin, tower))).eval()
 
 
 def example(clip: Clip, tower: str, batch: int) -> Tensor:

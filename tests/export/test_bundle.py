@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import tiny_clip
+from torch import nn
 
 from benchmarks import bundles
 from compress.clip import Encoder, TorchEncoder
@@ -63,3 +65,14 @@ def test_a_package_has_the_hash_of_all_its_files(tmp_path: Path) -> None:
     assert _bundle.digest(files, "a") != _bundle.digest(files | {"a/y": "4"}, "a")
     assert _bundle.digest(files, "a") == _bundle.digest(files | {"b": "4"}, "a")
     assert (_bundle.digest(files, "b"), _bundle.digest(files, "c")) == ("3", None)
+
+
+def test_a_copy_in_float_shares_weights_and_leaves_the_model_as_it_was() -> None:
+    model = tiny_clip().model
+    copied = _bundle.in_float(model)
+    assert copied.image.patch.weight is model.image.patch.weight
+    copied.image.patch = nn.Identity()
+    assert isinstance(model.image.patch, nn.Conv2d)
+    half = tiny_clip().model.half()
+    again = _bundle.in_float(half)
+    assert again.image.position.dtype == torch.float32 != half.image.position.dtype

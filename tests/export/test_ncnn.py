@@ -1,5 +1,6 @@
 """ncnn bundles against the torch model; the rewritten towers against the towers."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -67,11 +68,20 @@ def test_pooling_takes_the_first_end_mark() -> None:
 @torch.no_grad()
 def test_half_precision_changes_the_pooled_token_by_rounding_only(clip: Clip) -> None:
     tokens = clip.tokenizer(["a red square", "", "many words " * 9])
-    unit = exporter.rewritten(clip, "text")
+    unit = copy.deepcopy(exporter.rewritten(clip, "text")).half()
     for row in tokens.split(1):
         torch.testing.assert_close(
-            unit.half()(row).float(), TorchEncoder(clip).encode_text(row), rtol=0, atol=4e-3
+            unit(row).float(), TorchEncoder(clip).encode_text(row), rtol=0, atol=4e-3
         )
+
+
+@torch.no_grad()
+def test_attention_over_a_map_is_rewritten_without_changing_it() -> None:
+    fastvit = pytest.importorskip("timm.models.fastvit")
+    attention = fastvit.Attention(32, head_dim=8).eval()
+    x = torch.randn(1, 32, 3, 5)
+    rewritten = exporter._split()[fastvit.Attention](attention)
+    torch.testing.assert_close(rewritten(x), attention(x), rtol=0, atol=1e-6)
 
 
 def test_half_precision_files_are_half_as_large(bundle: Path, tmp_path: Path) -> None:
