@@ -17,6 +17,7 @@ HEAD = """\
 Drawn from `benchmarks/results/models.json` by `python -m benchmarks.matrix`; `{command}`, {date},
 {cores} cores of {cpu}, torch {torch}. Small random models of each family are opened like anybody's
 checkpoint and compared with their own library; a number in a cell is the reason below the tables.
+Rows of earlier runs are kept (`--keep`).
 
 "loads" is the largest difference of unit embeddings to the library's own module, image and text;
 "distils" two steps towards itself; "prunes" the inherit stage with a layer less; "quantizes" ONNX
