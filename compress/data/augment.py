@@ -147,22 +147,28 @@ def _grid(p: dict[str, Tensor], side: int) -> Tensor:
 
 
 def _blurred(rgb: Tensor, amount: Tensor) -> Tensor:
-    """Mix with a twice box-blurred copy; amount [B, 1] in 0-1."""
-    soft = F.avg_pool2d(F.pad(rgb, (2, 2, 2, 2), mode="replicate"), 3, stride=1)
+    """Mix with a twice box-blurred copy; amount [B, 1] in 0-1, 0 leaves an image as it is."""
+    rows = amount.flatten().nonzero().flatten()
+    sharp = rgb[rows]
+    soft = F.avg_pool2d(F.pad(sharp, (2, 2, 2, 2), mode="replicate"), 3, stride=1)
     soft = F.avg_pool2d(soft, 3, stride=1)
-    return rgb + amount[:, :, None, None] * (soft - rgb)
+    return rgb.index_copy(0, rows, sharp + amount[rows, :, None, None] * (soft - sharp))
 
 
 def _outlined(rgb: Tensor, amount: Tensor) -> Tensor:
-    """Darken outlines, and towards amount 1 fade the fill to a drawing; amount [B, 1] in 0-1."""
-    grey = rgb.mean(dim=1, keepdim=True)
+    """Darken outlines, and towards amount 1 fade the fill to a drawing; amount [B, 1] in 0-1, 0
+    leaves an image as it is.
+    """
+    rows = amount.flatten().nonzero().flatten()
+    drawn = rgb[rows]
+    grey = drawn.mean(dim=1, keepdim=True)
     around = F.pad(grey, (1, 1, 1, 1), mode="replicate")
     high, low = F.max_pool2d(around, 3, stride=1), -F.max_pool2d(-around, 3, stride=1)
-    ink = ((high - low) * 2).clamp(0, 1)  # [B, 1, S, S]
-    strength = amount[:, :, None, None]
+    ink = ((high - low) * 2).clamp(0, 1)  # [rows, 1, S, S]
+    strength = amount[rows, :, None, None]
     fade = (strength - 0.5).clamp(min=0) * 2
-    faded = rgb + fade * (1 - rgb)
-    return faded * (1 - strength.sqrt() * ink)
+    faded = drawn + fade * (1 - drawn)
+    return rgb.index_copy(0, rows, faded * (1 - strength.sqrt() * ink))
 
 
 def _recoloured(rgb: Tensor, p: dict[str, Tensor]) -> Tensor:
