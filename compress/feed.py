@@ -102,7 +102,9 @@ class Batches:
         indices, captions, parameters = indices[own], captions[own], parameters[own]
         images = work.data.pairs.images[indices].to(work.device)
         parameters = parameters.to(work.device)
-        pixels = replay(images, parameters, phase.image_size, student.preprocess)
+        pixels = torch.empty(0)
+        if "image" in cfg.towers:
+            pixels = replay(images, parameters, phase.image_size, student.preprocess)
         teachers: tuple[TeacherFeatures, ...] = ()
         if cfg.needs_teacher:
             if teacher_u is None:
@@ -114,7 +116,7 @@ class Batches:
         if cfg.languages:
             captions = translated(self.sampler, indices, captions, cfg.languages, generator, own)
         masked = masked_patches(cfg, phase, vision, generator, work.device)
-        tokens = student.tokenizer(captions).to(work.device)
+        tokens = student_tokens(work, cfg, captions)
         return Batch(pixels, keep, tokens, teachers, masked)
 
     @torch.no_grad()
@@ -133,6 +135,13 @@ class Batches:
             return self.store.texts[rows].float().to(self.work.device)
         teacher = self.work.teacher
         return embed_texts(teacher.model.text, teacher.tokenizer(captions).to(self.work.device))
+
+
+def student_tokens(work: Work, cfg: "Config", captions: list[str]) -> Tensor:
+    """The captions as the student reads them [b, L]; nothing [0] where its text tower rests."""
+    if "text" not in cfg.towers:
+        return torch.empty(0)
+    return work.clip.tokenizer(captions).to(work.device)
 
 
 def scale_of(work: Work) -> float:

@@ -30,7 +30,7 @@ from compress.token_losses import MaskedLanguage, text_hidden, unit_image_tokens
 class Batch:
     """One step's input: this process's share of the pairs."""
 
-    pixels: Tensor  # [b, 3, S, S]
+    pixels: Tensor  # [b, 3, S, S]; [0] where the image tower doesn't learn
     keep: Tensor | None  # [b, M] patches the student sees
     tokens: Tensor  # [b, L]
     teachers: tuple[TeacherFeatures, ...] = ()
@@ -52,6 +52,7 @@ class Learner(nn.Module):
         super().__init__()
         student = clip.model
         _check_tokens(student.config, cfg)
+        _freeze_(student, cfg, widths)
         self.cfg, self.clip = cfg, clip
         self.student = student
         self.parts = Parts(cfg, student.config.embed_dim, widths)
@@ -102,8 +103,7 @@ class Learner(nn.Module):
             if cfg.used("matching", "masked_language"):
                 u, v, extra = self._token_level(batch, done)
             else:
-                u = embed_images(student.image, batch.pixels, batch.keep, cfg.micro_batch_size)
-                v, second = self._texts(batch)
+                u, (v, second) = self._images(batch), self._texts(batch)
             if batch.masked_keep is not None and weight_at(cfg.masked_feature, done):
                 masked = embed_images(
                     student.image, batch.pixels, batch.masked_keep, cfg.micro_batch_size
@@ -127,8 +127,20 @@ class Learner(nn.Module):
         again = replace(f, v=parallel.gather(second), teachers=others, extra={})
         return f, replace(again, momentum=None, bank=None)
 
+    def _images(self, batch: Batch) -> Tensor:
+        """The student's embeddings, or the teacher's where that tower doesn't learn."""
+        if "image" not in self.cfg.towers:
+            return batch.teachers[0].u
+        micro = self.cfg.micro_batch_size
+        return embed_images(self.student.image, batch.pixels, batch.keep, micro)
+
     def _texts(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Both sets of captions go through the text tower together."""
+        """Both sets of captions go through the text tower together; the teacher's embeddings where
+        it doesn't learn.
+        """
+        if "text" not in self.cfg.towers:
+            others = batch.synthetic_teachers
+            return batch.teachers[0].v, others[0].v if others else None
         text, micro = self.student.text, self.cfg.micro_batch_size
         if batch.synthetic is None:
             return embed_texts(text, batch.tokens, micro), None
@@ -222,6 +234,18 @@ def _check_tokens(config: ClipConfig, cfg: Any) -> None:
         raise PocketclipError(
             "distill.removal needs a tower that keeps its tokens: put prune_tokens after distill"
         )
+
+
+def _freeze_(student: ClipModel, cfg: Any, widths: tuple[int, ...]) -> None:
+    """Keep the tower as it is that doesn't learn; refuse teachers that cannot stand for it."""
+    for side in {"image", "text"}.difference(cfg.towers):
+        if widths != (student.config.embed_dim,):
+            raise PocketclipError(
+                f"distill.towers: embeddings of {' and '.join(map(str, widths))} entries cannot "
+                f"stand for the {side} tower's of {student.config.embed_dim}: take one teacher of "
+                "that width, or let both towers learn"
+            )
+        getattr(student, side).requires_grad_(False)
 
 
 def _gathered(teachers: tuple[TeacherFeatures, ...]) -> tuple[TeacherFeatures, ...]:

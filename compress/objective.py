@@ -128,5 +128,9 @@ ALONE = (
     "clip", "sigmoid", "softened", "matching", "masked_language", "momentum", "self_distillation",
     "random_alignment",
 )  # fmt: skip
+NEED_BOTH_TOWERS = (
+    "matching", "masked_language", "momentum", "self_distillation", "random_alignment",
+)  # fmt: skip
+"""Losses that the teacher's embeddings cannot stand in for a tower of the student."""
 EQUAL_WIDTHS = ("feature", "smooth_feature", "masked_feature", "gradient", "interactive")
 """Losses that compare embeddings entry by entry: a student of another width is projected."""

@@ -14,7 +14,7 @@ from compress.batches import Sampler
 from compress.data import augment, name_bank, param_aug
 from compress.data.reinforced import Store, open_store
 from compress.errors import PocketclipError
-from compress.feed import masked_patches, own_patches, teacher_scales
+from compress.feed import masked_patches, own_patches, student_tokens, teacher_scales
 from compress.learner import Batch
 from compress.losses import TeacherFeatures
 from compress.phases import phase_at
@@ -63,16 +63,18 @@ class ReinforcedBatches:
         keys = [work.data.pairs.keys[index] for index in indices.tolist()]
         real, synthetic = self._captions(keys, draws)
         texts = self._words(keys, real)
-        pixels = self._pixels(indices, keys, views, phase.image_size)
+        pixels = torch.empty(0)
+        if "image" in cfg.towers:
+            pixels = self._pixels(indices, keys, views, phase.image_size)
         second: Tensor | None = None
         others: tuple[TeacherFeatures, ...] = ()
         if synthetic is not None:
-            second = work.clip.tokenizer(self._words(keys, synthetic)).to(work.device)
+            second = student_tokens(work, cfg, self._words(keys, synthetic))
             others = self._teachers(keys, views, synthetic)
         return Batch(
             pixels,
             keep,
-            work.clip.tokenizer(texts).to(work.device),
+            student_tokens(work, cfg, texts),
             self._teachers(keys, views, real),
             masked,
             second,

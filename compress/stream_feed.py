@@ -23,7 +23,7 @@ from compress.data.param_aug import Crops
 from compress.data.shards import BadSampleError, BadSamples, Member, make_sample
 from compress.data.stream import Source, expand_shards
 from compress.errors import PocketclipError
-from compress.feed import masked_patches, own_patches, scale_of, teacher_scales
+from compress.feed import masked_patches, own_patches, scale_of, student_tokens, teacher_scales
 from compress.learner import Batch
 from compress.losses import TeacherFeatures
 from compress.phases import phase_at
@@ -142,14 +142,16 @@ class StreamedBatches:
         generator = step_generator(work.seed, step)
         keep = own_patches(phase, cfg.batch_size, vision, generator, work.device)
         masked = masked_patches(cfg, phase, vision, generator, work.device)
-        pixels = self._pixels([s.picture for s in samples], phase.image_size)
+        pixels = torch.empty(0)
+        if "image" in cfg.towers:
+            pixels = self._pixels([s.picture for s in samples], phase.image_size)
         teachers, others = self._teachers(samples)
         captions = [sample.caption for sample in samples]
         second = None
         if others:
             words = [sample.synthetic or sample.caption for sample in samples]
-            second = work.clip.tokenizer(words).to(work.device)
-        tokens = work.clip.tokenizer(captions).to(work.device)
+            second = student_tokens(work, cfg, words)
+        tokens = student_tokens(work, cfg, captions)
         return Batch(pixels, keep, tokens, teachers, masked, second, others)
 
     def _submit(self, step: int) -> list[Future[Read]]:

@@ -22,7 +22,7 @@ from compress.feed import Feed, open_feed
 from compress.learner import Batch, Learner
 from compress.masks import Inherit
 from compress.model import plain_image_tower
-from compress.objective import ALONE, Objective
+from compress.objective import ALONE, NEED_BOTH_TOWERS, Objective
 from compress.phases import Phase, check_phases
 from compress.precision import autocast
 from compress.removal import attended
@@ -53,6 +53,10 @@ class Config(Training, Objective):
     stream: Stream | None = None
     """Read shards while training instead of decoding them into memory: large data sets, with the
     teacher online, or DataCompDR's reinforced shards."""
+    towers: tuple[Literal["image", "text"], ...] = ("image", "text")
+    """The towers that learn. One left out keeps its weights and costs nothing: the teacher's
+    embeddings stand for its own in every loss, so that the other learns towards a target that
+    doesn't move. The student's embeddings must be as wide as those of its one teacher."""
     synthetic: Literal["sum", "mix", "none"] = "sum"
     """Synthetic captions of a reinforced store. sum: the losses with real and with synthetic
     captions are added (MobileCLIP). mix: either of them, at random. none: real captions only."""
@@ -83,6 +87,21 @@ class Config(Training, Objective):
     def _something_to_learn(self) -> "Config":
         if not (self.needs_teacher or self.used(*ALONE)):
             raise ValueError("the weights of all losses are 0: nothing to learn from")
+        return self
+
+    @model_validator(mode="after")
+    def _towers_can_learn_alone(self) -> "Config":
+        if not self.towers:
+            raise ValueError("towers: name at least one that learns")
+        if len(set(self.towers)) == 2:
+            return self
+        of_images = () if "image" in self.towers else ("bank", "masked_feature")
+        wrong = [name for name in (*NEED_BOTH_TOWERS, *of_images) if self.used(name)]
+        wrong += ["inherit"] if self.inherit else []
+        if wrong:
+            raise ValueError(f"towers: {self.towers[0]} cannot learn by {wrong[0]} alone")
+        if not self.needs_teacher:
+            raise ValueError("towers: no loss asks the teacher, who would stand for the other one")
         return self
 
     @model_validator(mode="after")
@@ -149,15 +168,17 @@ class Banks:
 
     def __init__(self, learner: Learner, feed: Feed, work: Work, cfg: Config) -> None:
         self.learner, self.used = learner, cfg.used("bank")
-        names = feed.names if self.used else []
+        self.teachers = feed.teacher_bank() if self.used else ()
+        self.moves = self.used and "text" in cfg.towers
+        names = feed.names if self.moves else []
         self.own = NameBank(learner.current, names, list(work.data.templates), cfg.bank_every)
-        if self.used:
-            self.teachers = feed.teacher_bank()
 
     def at(self, step: int) -> tuple[Tensor, tuple[Tensor, ...]] | None:
         """The banks for this step: the student's and each teacher's [C, E]."""
         if not self.used:
             return None
+        if not self.moves:
+            return self.teachers[0], self.teachers
         self.own.clip = self.learner.current
         return self.own.at(step), self.teachers
 
