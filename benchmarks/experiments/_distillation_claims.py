@@ -79,15 +79,18 @@ def _kept(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _same_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each arm against scratch at no more CPU time than scratch's full budget took."""
+    """Each arm against scratch at no more CPU time than scratch's full budget took on the same
+    machine; an arm of another machine makes no claim.
+    """
     full = max(_curve(rows, SCRATCH))
     scratch = _which(rows, arm=SCRATCH, samples=full)
     limit, found = _mean(rows, scratch, "train_cpu_seconds"), []
+    machine = rows[scratch[0]].get("cpu")
     for arm in _small(rows):
         fits = [
             which
             for samples in _curve(rows, arm)
-            if (which := _which(rows, arm=arm, samples=samples))
+            if (which := _which(rows, arm=arm, samples=samples, cpu=machine))
             and _mean(rows, which, "train_cpu_seconds") <= limit * 1.05
         ]
         if arm == SCRATCH or not fits:

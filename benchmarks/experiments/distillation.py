@@ -14,7 +14,6 @@ interleaved.
 
 import argparse
 import json
-import math
 import os
 import shlex
 import shutil
@@ -30,6 +29,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
+from benchmarks.experiments import _distillation_arms as arms
+from benchmarks.experiments._distillation_arms import (
+    ARMS,
+    PLAIN,
+    REINFORCED,
+    SHARED,
+    distill_settings,
+    jobs,
+)
 from benchmarks.experiments._distillation_claims import claims as claims
 from compress.atomic import write_json
 
@@ -40,65 +48,7 @@ RESULTS = ROOT / "benchmarks/results/distillation.json"
 RUNS = ROOT / "runs/distillation"
 QUICK = ROOT / "runs/distillation-quick"
 MODULE = "benchmarks.experiments.distillation"
-SEEDS = (0, 1, 2)
-BUDGETS = (24, 240)
-"""Optimiser steps, of 256 samples; the first is a tenth of the last."""
-BETWEEN = 80
-"""Steps at which scratch and the best arm are measured too."""
-LONG = 650
-"""Steps of the best arm's long run, of 512 samples as the quickstart's."""
 FIGURES = ("top1", "top5", "image_to_text_r1", "text_to_image_r1", "text_to_image_r10")
-
-SHARED = {
-    "batch_size": 256, "optimizer": "muon", "lr": 2.5e-3, "weight_decay": 0.05, "warmup_steps": 4,
-    "augment": {"hue": 0.05, "saturation": 0.35, "grey": 0.05}, "checkpoint_every": 1000,
-    "phases": [{"until": 0.6, "image_size": 32}, {"until": 0.8, "image_size": 64, "keep": 0.5}],
-}  # fmt: skip
-LONG_RUN = {"batch_size": 512, "warmup_steps": 50}
-PLAIN = {"affinity": 0.0, "clip": 1.0, "scale": None, "teacher": "online"}
-AFFINITY = {"affinity": 1.0, "teacher": "reinforced", "synthetic": "mix"}
-MIX = {
-    "affinity": 0.0, "clip": 1.0, "divergence": 1.0, "feature": 3.90625 * 2, "interactive": 1.0,
-    "scale": None, "teacher_scale": None, "teacher": "reinforced", "synthetic": "mix",
-}  # fmt: skip
-REINFORCED = {"affinity": 1.0, "teacher": "reinforced", "synthetic": "sum"}
-BEST = {
-    "affinity": 1.0, "feature": 5.0, "bank": 1.0, "teacher": "stored", "views": 16, "lr": 1.5e-3,
-    "phases": [{"until": 0.7, "image_size": 64, "keep": 0.5}],
-}  # fmt: skip
-"""A student fitted at 64 pixels starts there: at 32 it would forget first."""
-PRINCIPAL = {
-    "vision": {"width": 136, "heads": 4, "layers": 6}, "text": {"width": 64, "layers": 3},
-    "weights": "principal", "num_samples": 2048,
-}  # fmt: skip
-"""A deeper image tower and a narrower text tower of the same size together: nearly all that the
-quickstart's student loses is lost by its image tower."""
-SHAPE = {"vision": {"width": 128, "layers": 5}, "text": {"width": 96, "layers": 3}}
-HALF = {"vision": {"layers": 5}, "text": {"layers": 3}}
-
-ARMS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
-    "scratch": (None, PLAIN),
-    "affinity": (None, AFFINITY),
-    "CLIP-KD mix": (None, MIX),
-    "reinforced": (None, REINFORCED),
-    "inheritance": (SHAPE, PLAIN),
-    "inheritance + affinity": (SHAPE, AFFINITY),
-    "inheritance + CLIP-KD mix": (SHAPE, MIX),
-    "inheritance + reinforced": (SHAPE, REINFORCED),
-    "auto inheritance + affinity": (HALF, AFFINITY),
-    "all": (PRINCIPAL, BEST),
-}
-"""Arm -> (settings of inheritance, or None for random weights; settings of distillation)."""
-AUTO, ALL, SCRATCH = "auto inheritance + affinity", "all", "scratch"
-
-
-def inherit_settings(steps: int) -> dict[str, Any]:
-    """Automatic inheritance down to about the student's prunable parameters, in a third of the
-    steps: 20 steps of a small model would not move masks at TinyCLIP's rate.
-    """
-    prune_step = max(2, steps // 3)
-    return {"keep": 0.2, "prune_step": prune_step, "ramp_steps": max(1, prune_step * 3 // 4),
-            "lr": 0.3, "two_sided": True, "multiple_of": 8}  # fmt: skip
 
 
 def row_file(folder: Path, arm: str, seed: int, steps: int) -> Path:
@@ -106,51 +56,60 @@ def row_file(folder: Path, arm: str, seed: int, steps: int) -> Path:
     return folder / f"{arm.replace(' ', '-')}-{seed}-{steps}.json"
 
 
+def kept_row(folder: Path, arm: str, seed: int, steps: int) -> dict[str, Any] | None:
+    """A finished training's row: of this folder, or of the committed results if its settings are
+    still the arm's.
+    """
+    path = row_file(folder, arm, seed, steps)
+    if path.exists():
+        return dict(json.loads(path.read_text()))
+    if folder != RUNS or not RESULTS.exists():
+        return None
+    wanted = {"arm": arm, "seed": seed, "steps": steps, "settings": arms.digest(arm, steps)}
+    rows = json.loads(RESULTS.read_text())["rows"]
+    return next((row for row in rows if wanted.items() <= row.items()), None)
+
+
 def train(arm: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     """Train one student, measure it on the held-out style, and keep the row."""
     from compress.clip import TorchEncoder
     from compress.evaluate import evaluate
-    from compress.stages import distill
+    from compress.stages import distill, exact
 
-    path = row_file(folder, arm, seed, steps)
-    if path.exists():
-        return dict(json.loads(path.read_text()))
+    if row := kept_row(folder, arm, seed, steps):
+        return row
+    chosen, path = ARMS[arm], row_file(folder, arm, seed, steps)
     work = open_work(folder, seed)
-    shape, settings = ARMS[arm]
-    settings = {**SHARED, **settings, **(LONG_RUN if steps == LONG else {})}
-    calibrated = (shape or {}).get("num_samples", 0)
-    settings["steps"] = steps - math.ceil(calibrated / settings["batch_size"])
-    if arm == ALL and steps < BUDGETS[-1]:
-        settings["lr"] *= math.sqrt(steps / BUDGETS[-1])  # no time to come back from large steps
-    if arm == AUTO:
-        settings["inherit"] = inherit_settings(steps)
     len(work.data.pairs)  # decoded before the clock starts
-    started, cpu, earlier = time.perf_counter(), time.process_time(), 0.0
-    if shape is None:
-        from compress.sources import new
-
-        work = replace(work, clip=new.load(STUDENT))
-    else:
-        clip, earlier = inherited(work, shape, folder)
-        work = replace(work, clip=clip)
-    out = folder / path.stem
-    if settings["steps"] > 0:
+    started, cpu = time.perf_counter(), time.process_time()
+    clip, earlier = started_student(work, arm, folder)
+    work = replace(work, clip=clip)
+    if chosen.pooled_last:
+        work = exact.run(work, exact.Config(context="keep", classes=False), folder)
+    samples = chosen.calibrated
+    for number, settings in enumerate(distill_settings(arm, steps)):
+        out = folder / path.stem / str(number)
         with shared_store(folder / f"views-{seed}", out / "store"):
             work = distill.run(work, distill.Config.model_validate(settings), out)
+        samples += settings["steps"] * settings["batch_size"]
+        (out / "checkpoint.pt").unlink(missing_ok=True)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu + earlier
-    row = {
-        "arm": arm,
-        "seed": seed,
-        "steps": steps,
-        "samples": steps * settings["batch_size"] or calibrated,
-    }
-    row |= {"train_seconds": seconds, "train_cpu_seconds": cpu}
+    row = {"arm": arm, "seed": seed, "steps": steps, "settings": arms.digest(arm, steps)}
+    row |= {"samples": samples, "train_seconds": seconds, "train_cpu_seconds": cpu}
+    row["cpu"] = machine.describe()["cpu"]
     row["num_params"] = sum(p.numel() for p in work.clip.model.parameters())
     measured = evaluate(TorchEncoder(work.clip), work.clip, work.data, "held_out_style")
     row |= {key: measured[key] for key in FIGURES}
     write_json(path, row)
-    (out / "checkpoint.pt").unlink(missing_ok=True)
     return row
+
+
+def started_student(work: Any, arm: str, folder: Path) -> tuple[Any, float]:
+    """A student before distillation, and the CPU seconds that an earlier call spent on it."""
+    from compress.sources import new
+
+    shape = ARMS[arm].inherit
+    return (new.load(STUDENT), 0.0) if shape is None else inherited(work, shape, folder)
 
 
 def inherited(work: Any, settings: dict[str, Any], folder: Path) -> tuple[Any, float]:
@@ -216,6 +175,7 @@ def make_store(folder: Path, views: int) -> float:
     cfg = reinforce.Config.model_validate(
         {
             "views": views,
+            "precision": "fp32",
             "augment": SHARED["augment"],
             "captions": {"source": "own", "num": 20},
         }
@@ -302,17 +262,6 @@ def _reading(feed: Any, batch: Any) -> float:
     return time.process_time() - started
 
 
-def jobs(quick: bool) -> list[tuple[str, int, int]]:
-    """(arm, seed, steps) of every training, the best arm at last."""
-    if quick:
-        return [(arm, 0, 4) for arm in ARMS]
-    others = [arm for arm in ARMS if arm != ALL]
-    found = [(arm, seed, n) for seed in SEEDS for n in BUDGETS for arm in others]
-    found += [(SCRATCH, seed, BETWEEN) for seed in SEEDS]
-    found += [(ALL, seed, n) for seed in SEEDS for n in (0, *BUDGETS, BETWEEN)]
-    return found + [(ALL, seed, LONG) for seed in SEEDS]
-
-
 def in_processes(num: int, folder: Path, quick: bool) -> None:
     """Train what is not there yet: `num` processes of one thread each share the trainings."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -344,7 +293,7 @@ def main() -> None:
     rows[0]["store_cpu_seconds"] = make_store(folder, 1 if given.quick else 4)
     wanted = jobs(given.quick)
     if given.finished:
-        wanted = [job for job in wanted if row_file(folder, *job).exists()]
+        wanted = [job for job in wanted if kept_row(folder, *job)]
     else:
         in_processes(given.jobs, folder, given.quick)
     rows += [train(*job, folder) for job in wanted]

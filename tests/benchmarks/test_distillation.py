@@ -1,11 +1,16 @@
 """The distillation experiment's claims, of rows that are easy to check by hand."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.distillation_table import distillation, samples_needed
+from benchmarks.experiments import _distillation_arms as arms
+from benchmarks.experiments import distillation as experiment
 from benchmarks.experiments._distillation_claims import STEPS, claims
+from compress.stages import distill, inherit
 
 
 def arm(name: str, samples: int, top1: float, seconds: float) -> list[dict[str, Any]]:
@@ -64,3 +69,45 @@ def test_table_shows_means_spreads_and_samples_needed() -> None:
     page = "\n".join(distillation([row | {"num_params": 2e6} for row in rows()]))
     assert "| scratch | 2.00 M | 5.0 ± 1.0 % | 20.0 ± 1.0 % | 100 | 1,000 |" in page
     assert "| all | 2.00 M | 21.0 ± 1.0 % | 45.0 ± 1.0 % | 140 | 100 |" in page
+
+
+def test_another_machines_times_are_not_compared() -> None:
+    """Where 'all' was trained elsewhere, it has no claim at equal time, but all others."""
+    here = [row | {"cpu": "here" if row.get("arm") != "all" else "there"} for row in rows()]
+    named = [claim["name"] for claim in claims(here)]
+    assert "'affinity' over scratch at equal time, top-1" in named
+    assert "'all' over scratch at equal time, top-1" not in named
+    assert "held-out-style top-1 of 'all' (5.0x smaller) over the teacher's" in named
+
+
+@pytest.mark.parametrize("steps", [*arms.BUDGETS, arms.BETWEEN, arms.LONG])
+def test_every_arm_is_valid_and_keeps_within_its_budget(steps: int) -> None:
+    for name, arm in arms.ARMS.items():
+        if arm.inherit is not None:
+            inherit.Config.model_validate(arm.inherit)
+        settings = arms.distill_settings(name, steps)
+        for given in settings:
+            distill.Config.model_validate(given)
+        assert sum(arm.shares) == pytest.approx(1.0)
+        used = sum(s["steps"] * s["batch_size"] for s in settings)
+        most = arms.num_samples(steps)
+        assert most * 0.9 <= used + arm.calibrated <= most * 1.001, name
+
+
+def test_a_committed_row_stands_while_its_settings_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"arm": "scratch", "seed": 1, "steps": 24, "top1": 0.5}
+    row["settings"] = arms.digest("scratch", 24)
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"rows": [{"arm": "teacher"}, row]}))
+    monkeypatch.setattr(experiment, "RESULTS", results)
+    monkeypatch.setattr(experiment, "RUNS", tmp_path)
+    assert experiment.kept_row(tmp_path, "scratch", 1, 24) == row
+    assert experiment.kept_row(tmp_path, "scratch", 2, 24) is None
+    assert experiment.kept_row(tmp_path / "quick", "scratch", 1, 24) is None
+    monkeypatch.setitem(arms.SHARED, "lr", 1e-3)
+    assert experiment.kept_row(tmp_path, "scratch", 1, 24) is None
+    own = {**row, "top1": 0.25}
+    experiment.row_file(tmp_path, "scratch", 1, 24).write_text(json.dumps(own))
+    assert experiment.kept_row(tmp_path, "scratch", 1, 24) == own
