@@ -4,12 +4,13 @@
     python -m benchmarks.experiments.distillation --quick    minutes; shows only that it works
     python -m benchmarks.experiments.distillation --finished   train no more, write what there is
 
-Each arm trains the quickstart's student (a fifth of the teacher's parameters) on the embedded data,
-three seeds, at a budget of samples and a tenth of it; scratch and the best arm also in between, and
-the best arm long. Teachers' vectors come from one reinforced store, made once; the best arm stores
-more views of its own. Every finished training is kept in runs/distillation, so a stopped experiment
-continues. At the end the cost of a step is measured, with the teacher stored, online and absent,
-interleaved.
+Each arm of `_distillation_arms.py` trains the quickstart's student (a fifth of the teacher's
+parameters) on the embedded data, three seeds, at a budget of samples and a tenth of it; scratch and
+the best arms also in between, and the best arm long. Teachers' vectors come from one reinforced
+store, made once; the arm "all" stores more views of its own. Every finished training is kept in
+runs/distillation, and rows of the committed results stand while their settings do, so a stopped
+experiment continues. At the end the cost of a step is measured, with the teacher stored, online and
+absent, interleaved.
 """
 
 import argparse
