@@ -4,10 +4,13 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 Settings = dict[str, Any]
 
+STUDENT = Path(__file__).parents[2] / "recipes/emoji/student.json"
+"""The structure of a student that starts from random weights."""
 SEEDS = (0, 1, 2)
 BUDGETS = (24, 240)
 """Optimiser steps of BATCH samples; the first is a tenth of the last."""

@@ -33,18 +33,17 @@ from benchmarks import machine
 from benchmarks.experiments import _distillation_arms as arms
 from benchmarks.experiments._distillation_arms import (
     ARMS,
-    PLAIN,
-    REINFORCED,
     SHARED,
+    STUDENT,
     distill_settings,
     jobs,
 )
 from benchmarks.experiments._distillation_claims import claims as claims
+from benchmarks.experiments._distillation_steps import step_rows
 from compress.atomic import write_json
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/emoji/quickstart.yaml"
-STUDENT = ROOT / "recipes/emoji/student.json"
 RESULTS = ROOT / "benchmarks/results/distillation.json"
 RUNS = ROOT / "runs/distillation"
 QUICK = ROOT / "runs/distillation-quick"
@@ -64,11 +63,15 @@ def kept_row(folder: Path, arm: str, seed: int, steps: int) -> dict[str, Any] | 
     path = row_file(folder, arm, seed, steps)
     if path.exists():
         return dict(json.loads(path.read_text()))
-    if folder != RUNS or not RESULTS.exists():
-        return None
     wanted = {"arm": arm, "seed": seed, "steps": steps, "settings": arms.digest(arm, steps)}
-    rows = json.loads(RESULTS.read_text())["rows"]
-    return next((row for row in rows if wanted.items() <= row.items()), None)
+    return next((row for row in committed(folder) if wanted.items() <= row.items()), None)
+
+
+def committed(folder: Path) -> list[dict[str, Any]]:
+    """The committed results, unless the run is a quick one; without the file all is measured."""
+    if folder != RUNS or not RESULTS.exists():
+        return []
+    return list(json.loads(RESULTS.read_text())["rows"])
 
 
 def train(arm: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
@@ -193,6 +196,9 @@ def teacher_row(folder: Path) -> dict[str, Any]:
     from compress.evaluate import evaluate
 
     path = folder / "teacher.json"
+    kept = [row for row in committed(folder) if row.get("arm") == "teacher"]
+    if kept and not path.exists():
+        return kept[0]
     if not path.exists():
         work = open_work(folder, 0)
         encoder = TorchEncoder(work.teacher)
@@ -201,66 +207,6 @@ def teacher_row(folder: Path) -> dict[str, Any]:
         figures = {key: measured[key] for key in FIGURES}
         write_json(path, {"arm": "teacher", "num_params": num, **figures})
     return dict(json.loads(path.read_text()))
-
-
-def step_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """CPU seconds of one whole training step, and of reading the store in it, interleaved."""
-    import torch
-
-    from compress.feed import open_feed
-    from compress.learner import Learner
-    from compress.precision import autocast
-    from compress.sources import new
-    from compress.stages import distill
-
-    path = folder / f"steps-{rounds}.json"
-    if path.exists():
-        return list(json.loads(path.read_text()))
-    torch.set_num_threads(1)
-    kinds: dict[str, dict[str, Any]] = {
-        "plain": PLAIN,
-        "reinforced, one caption": {**REINFORCED, "synthetic": "mix"},
-        "reinforced, two captions": REINFORCED,
-        "teacher online": {"affinity": 1.0, "teacher": "online"},
-    }
-    work = replace(open_work(folder, 0), clip=new.load(STUDENT))
-    made: dict[str, Any] = {}
-    for name, settings in kinds.items():
-        full = {**SHARED, **settings, "phases": [], "steps": 1000}
-        cfg = distill.Config.model_validate(full)
-        feed = open_feed(work, cfg, folder)
-        learner = Learner(work.clip, cfg, feed.widths, work.teacher.model.config).train()
-        made[name] = (cfg, feed, learner)
-    rows = []
-    for n in range(rounds + 1):
-        for name, (cfg, feed, learner) in made.items():
-            started = time.process_time()
-            batch = feed.at(n)
-            fed = time.process_time()
-            loss, _ = learner(batch, n, autocast(cfg.precision, "cpu"))
-            loss.backward()
-            learner.zero_grad()
-            ended = time.process_time()
-            read = _reading(feed, batch) if "reinforced" in name else 0.0
-            if n:  # the first one warms up
-                rows.append({"step": name, "round": n, "cpu_seconds": ended - started,
-                             "feed_seconds": fed - started, "store_seconds": read})  # fmt: skip
-    write_json(path, rows)
-    return rows
-
-
-def _reading(feed: Any, batch: Any) -> float:
-    """CPU seconds of looking up a batch's vectors and parameters in the store."""
-    import torch
-
-    keys = feed.work.data.pairs.keys[: len(batch.pixels)]
-    views = torch.zeros(len(keys), dtype=torch.long)
-    started = time.process_time()
-    feed.store.parameters(keys, views)
-    feed._teachers(keys, views, [0] * len(keys))
-    if batch.synthetic is not None:
-        feed._teachers(keys, views, [0] * len(keys))
-    return time.process_time() - started
 
 
 def in_processes(num: int, folder: Path, quick: bool) -> None:
@@ -290,15 +236,15 @@ def main() -> None:
         for job in jobs(given.quick)[given.worker :: given.jobs]:
             train(*job, folder)
         return
-    rows = [teacher_row(folder)]
-    rows[0]["store_cpu_seconds"] = make_store(folder, 1 if given.quick else 4)
-    wanted = jobs(given.quick)
+    rows, wanted = [teacher_row(folder)], jobs(given.quick)
     if given.finished:
         wanted = [job for job in wanted if kept_row(folder, *job)]
     else:
+        rows[0]["store_cpu_seconds"] = make_store(folder, 1 if given.quick else 4)
         in_processes(given.jobs, folder, given.quick)
     rows += [train(*job, folder) for job in wanted]
-    rows += step_rows(folder, 1 if given.quick else 8)
+    kept_steps = [row for row in committed(folder) if "step" in row]
+    rows += kept_steps or step_rows(open_work(folder, 0), folder, 1 if given.quick else 8)
     result: dict[str, Any] = {
         "command": shlex.join(["python", "-m", MODULE, *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),

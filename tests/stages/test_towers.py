@@ -86,6 +86,8 @@ def test_the_teacher_stands_for_it_in_every_feed(
     monkeypatch.setattr(getattr(student_work.clip.model, OTHER[side]), "forward", refuse)
     feed, learner, loss = step(student_work, cfg, tmp_path / "out")
     batch = feed.at(0)
+    resting = getattr(learner.student, OTHER[side])
+    assert not any(parameter.requires_grad for parameter in resting.parameters())
     assert (batch.pixels.numel() == 0) == (side == "text")
     assert (batch.tokens.numel() == 0) == (side == "image")
     expected = torch.zeros(())
