@@ -67,13 +67,13 @@ PRINCIPAL: Settings = {
 quickstart's student loses is lost by its image tower."""
 IMAGE: Settings = {
     "towers": ["image"], "affinity": 0.0, "feature": 5.0, "bank": 1.0, "batch_size": 128,
-    "lr": 2.5e-3, "warmup_steps": 30, "precision": "fp32", "teacher": "reinforced",
+    "lr": 2.5e-3, "warmup_steps": 30, "teacher": "reinforced",
     "synthetic": "none", "phases": [{"until": 0.8, "image_size": 64, "keep": 0.5}],
     "checkpoint_every": 200,
 }  # fmt: skip
 TEXT: Settings = {
     "towers": ["text"], "affinity": 1.0, "feature": 5.0, "lr": 5e-3, "warmup_steps": 30,
-    "precision": "fp32", "teacher": "reinforced", "synthetic": "mix", "phases": [],
+    "teacher": "reinforced", "synthetic": "mix", "phases": [],
 }  # fmt: skip
 """Each tower learns towards the teacher's own embeddings; what is learnt of one picture or text
 needs no others, so that small batches, and with them more steps, serve."""

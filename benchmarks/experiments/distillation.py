@@ -179,7 +179,6 @@ def make_store(folder: Path, views: int) -> float:
     cfg = reinforce.Config.model_validate(
         {
             "views": views,
-            "precision": "fp32",
             "augment": SHARED["augment"],
             "captions": {"source": "own", "num": 20},
         }
