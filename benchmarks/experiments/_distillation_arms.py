@@ -105,7 +105,8 @@ def distill_settings(arm: str, steps: int) -> list[Settings]:
     """Settings of each distill stage of an arm, within a budget of `steps`; without the stages that
     the budget has no step for.
     """
-    chosen, found = ARMS[arm], []
+    chosen = ARMS[arm]
+    found: list[Settings] = []
     for share, own in zip(chosen.shares, chosen.distill, strict=True):
         settings = {**SHARED, **own}
         batch = settings["batch_size"]

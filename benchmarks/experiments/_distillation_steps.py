@@ -39,7 +39,8 @@ def step_rows(work: Work, folder: Path, rounds: int) -> list[dict[str, Any]]:
         feed = open_feed(work, cfg, folder)
         learner = Learner(work.clip, cfg, feed.widths, work.teacher.model.config).train()
         made[name] = (cfg, feed, learner)
-    rows, cpu = [], machine.describe()["cpu"]
+    rows: list[dict[str, Any]] = []
+    cpu = machine.describe()["cpu"]
     for n in range(rounds + 1):
         for name, (cfg, feed, learner) in made.items():
             started = time.process_time()
