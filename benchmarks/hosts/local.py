@@ -30,6 +30,9 @@ from export import Unavailable
 # Imported once by the process that workers are forked from, so that a fresh worker costs
 # milliseconds instead of the seconds that importing torch takes.
 PRELOADED = ["torch", "numpy", "onnxruntime", "benchmarks.hosts.local"]
+STAYS = 8
+"""Queries that a ready input stays in place for: filling in another one each time costs the caches
+of a small tower 3 %, which no runtime's own benchmark has."""
 
 
 class Worker:
@@ -175,6 +178,7 @@ class Tower:
     """Inside the worker: the loaded tower, its queries, and the clock."""
 
     device = "cpu"
+    _stays = STAYS
 
     def __init__(self, artifact: Artifact) -> None:
         import torch
@@ -190,23 +194,36 @@ class Tower:
         self._place, self._call, inputs = scopes.pipeline(artifact, encoder)
         self._inputs = scopes.beside(encoder, inputs)
         self._next = 0
-        first_ms, _ = self._one()
+        self._stays = STAYS if artifact.scope == "model" else 1
+        [(first_ms, _)] = self._in_a_row(1, 0.0)
         self.opened = {"load_ms": (loaded - start) / 1e6, "first_ms": first_ms}
 
-    def _one(self) -> tuple[float, float]:
-        query = self._place(self._inputs[self._next])
-        self._next = (self._next + 1) % len(self._inputs)
-        processor, start = time.process_time_ns(), time.perf_counter_ns()
+    def _one(self, query: Any) -> float:
+        """Milliseconds of one query; by the runtime's own clock where it has one."""
+        start = time.perf_counter_ns()
         told = self._call(query)
         end = time.perf_counter_ns()
-        wall = told if isinstance(told, float) else (end - start) / 1e6
-        return wall, (time.process_time_ns() - processor) / 1e6
+        return told if isinstance(told, float) else (end - start) / 1e6
+
+    def _in_a_row(self, most: int, end: float) -> list[tuple[float, float]]:
+        """Up to `most` queries of the next input, stopping at `end`: [Q, 2] milliseconds.
+
+        Processor time is read around them all, as reading it costs a small query 2 %.
+        """
+        query = self._place(self._inputs[self._next])
+        self._next = (self._next + 1) % len(self._inputs)
+        walls: list[float] = []
+        processor = time.process_time_ns()
+        while len(walls) < most and (not walls or time.perf_counter() < end):
+            walls.append(self._one(query))
+        spent = (time.process_time_ns() - processor) / 1e6 / len(walls)
+        return [(wall, spent) for wall in walls]
 
     def run(self, queries: int, seconds: float) -> NDArray[np.float64]:
         samples: list[tuple[float, float]] = []
         end = time.perf_counter() + seconds
         while len(samples) < queries and (not samples or time.perf_counter() < end):
-            samples.append(self._one())
+            samples += self._in_a_row(min(self._stays, queries - len(samples)), end)
         return np.array(samples)
 
     def placement(self) -> dict[str, Any] | None:

@@ -251,6 +251,18 @@ def test_a_runtime_s_own_clock_counts_where_it_has_one():
     assert (tower.run(2, 10.0)[:, 0] > 9).all()
 
 
+def test_an_input_stays_for_some_queries_and_then_the_next_one_comes():
+    tower, placed = local.Tower.__new__(local.Tower), []
+    tower._inputs, tower._next, tower._stays = ["a", "b", "c"], 0, 3
+    tower._place = lambda query: placed.append(query) or query
+    asked = []
+    tower._call = asked.append
+    assert len(tower.run(7, 10.0)) == 7
+    assert placed == ["a", "b", "c"] and asked == list("aaabbbc")
+    tower._call = lambda query: time.sleep(0.02)
+    assert len(tower.run(100, 0.05)) <= 4  # the time counts among the queries of one input too
+
+
 def test_script_without_a_main_guard_is_not_run_again(bundle, tmp_path):
     script = tmp_path / "unguarded.py"
     script.write_text(f"""
