@@ -3,6 +3,7 @@
     python -m benchmarks.experiments.zoo                      about 40 minutes on one core
     python -m benchmarks.experiments.zoo --minutes 10         start no model after 10 minutes
     python -m benchmarks.experiments.zoo --models ViT-B/32    only these; others' rows are kept
+    python -m benchmarks.experiments.zoo --prepare            write the files, time nothing
     python -m benchmarks.experiments.zoo --quick              the embedded teacher, short rounds
 
 All files of one model and tower are timed against each other, interleaved, host by host, one
@@ -18,6 +19,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks import bundles, latency, machine, roofline
-from benchmarks.accuracy import Accuracy, num_params
+from benchmarks.accuracy import num_params
 from benchmarks.experiments.target_sources import (
     RECIPE,
     ROOT,
@@ -42,7 +44,9 @@ from compress import plugin
 from compress import recipe as recipes
 from compress.atomic import write_json
 from compress.clip import Clip
+from compress.embeddings import embed, headline_split
 from compress.errors import PocketclipError
+from compress.evaluate import measure
 from export import Unavailable
 
 RESULTS = ROOT / "benchmarks/results/zoo.json"
@@ -50,6 +54,7 @@ RUNS = ROOT / "runs/zoo"
 MODELS = tuple(name for name in SOURCES if name != "ViT-B/16")
 """The seven models that every target is tried on."""
 RANDOM = "not measured: random weights"
+UNJUDGED = "not measured yet"
 THREADS = 1
 CFG = Config(
     processes=2, rounds=5, round_seconds=0.3, min_queries=20, patience_seconds=15, max_seconds=240
@@ -102,8 +107,8 @@ def cells(name: str) -> Rows:
     ]
 
 
-def measured(name: str, clip: Clip, place: Path, cfg: Config) -> Rows:
-    """Export and time all files of one model: their rows, and one with the machine's peaks."""
+def prepared(name: str, clip: Clip, place: Path) -> Rows:
+    """Export all files of one model: their rows, with the reason where there is no file."""
     rows = cells(name)
     for target, precision, _ in CELLS:
         reason = exported(clip, target, precision, place / f"{target}-{precision}")
@@ -111,6 +116,12 @@ def measured(name: str, clip: Clip, place: Path, cfg: Config) -> Rows:
         for row in rows:
             if (row["target"], row["precision"]) == (target, precision):
                 row["unavailable"] = reason
+    return rows
+
+
+def measured(name: str, clip: Clip, place: Path, cfg: Config) -> Rows:
+    """Export and time all files of one model: their rows, and one with the machine's peaks."""
+    rows = prepared(name, clip, place)
     peaks = roofline.peaks(THREADS)
     for host in dict.fromkeys(host for _, _, host in CELLS):
         for tower in bundles.TOWERS:  # large towers together would fill the memory
@@ -146,17 +157,20 @@ def time_(rows: Rows, clip: Clip, place: Path, cfg: Config, peaks: Rows) -> None
         row["cores_busy"] = hosts[row["host"]].get("disturbance", {}).get("cores_busy")
 
 
-def judge_(rows: Rows, clip: Clip, place: Path, accuracy: Accuracy) -> None:
-    """Add the accuracy of the files themselves, in their own runtime."""
+def judge_(rows: Rows, clip: Clip, place: Path, save: Callable[[], None]) -> None:
+    """Add the accuracy of the files themselves, in their own runtime, saving after each."""
+    cfg = recipes.load(RECIPE).evaluate.model_copy(update={"resamples": 100})
+    assert clip.data is not None
+    headline = headline_split(clip.data, cfg)
     for target, precision, _ in CELLS:
         own = [r for r in rows if (r.get("target"), r.get("precision")) == (target, precision)]
-        folder = place / f"{target}-{precision}"
-        if not (folder / "bundle.json").exists():
+        if not own or own[0].get("accuracy_note") != UNJUDGED:
             continue
-        [figures, _] = accuracy.of_bundle(bundles.read(folder), clip, folder.name)
-        top1 = figures["accuracy"].get(accuracy.headline, {}).get("top1")
+        bundle = bundles.read(place / f"{target}-{precision}")
+        found = embed(bundle.encoder(THREADS), bundle, clip.data, cfg, [headline], target)
         for row in own:
-            row |= {"top1": top1, "accuracy_note": figures["unavailable"]}
+            row |= {"top1": measure(found[headline], cfg)["top1"], "accuracy_note": None}
+        save()
 
 
 def kept(name: str, folder: Path) -> Path:
@@ -177,6 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="*", choices=MODELS, help="names as in the table")
     parser.add_argument("--minutes", type=float, default=600, help="start no model after this time")
+    parser.add_argument("--prepare", action="store_true", help="write the files, time nothing")
     parser.add_argument("--keep", action="store_true", help="leave the exported files in runs/zoo")
     parser.add_argument("--quick", action="store_true", help="writes into runs/zoo-quick")
     given = parser.parse_args()
@@ -185,8 +200,14 @@ def main() -> None:
     started = time.monotonic()
     for name in chosen:
         late = time.monotonic() - started > 60 * given.minutes
-        if not kept(name, place).exists() and not late:
+        if finished(name, place) or late:
+            continue
+        if given.prepare:
+            prepared(name, model(name, place), kept(name, place).parent)
+        else:
             run(name, place, given.quick, given.keep)
+    if given.prepare:
+        return
     rows = gathered(place)
     result = {
         "command": shlex.join(["python", "-m", "benchmarks.experiments.zoo", *sys.argv[1:]]),
@@ -200,23 +221,32 @@ def main() -> None:
     write_json(place / "zoo.json" if given.quick else RESULTS, result)
 
 
+def model(name: str, place: Path) -> Clip:
+    """A model with the emoji data: random weights are calibrated on pictures too."""
+    clip = opened(name, kept(name, place).parent / "model")
+    return replace(clip, data=recipes.load(RECIPE).shards())
+
+
 def run(name: str, place: Path, quick: bool, keep: bool) -> None:
-    """Measure one model and keep its rows."""
-    recipe = recipes.load(RECIPE, ["evaluate.splits=[held_out_style]"])
-    path = kept(name, place)
-    clip = opened(name, path.parent / "model")
-    clip = replace(clip, data=recipe.shards())  # random weights are calibrated on pictures too
-    rows = measured(name, clip, path.parent, QUICK if quick else CFG)
-    if not trained(clip):
-        for row in rows:
-            row["accuracy_note"] = RANDOM
-    elif not quick:
-        accuracy = Accuracy(recipe.shards(), recipe.evaluate)
-        accuracy.of_torch(SOURCES[TEACHER](), "teacher", "teacher")
-        judge_(rows, clip, path.parent, accuracy)
-    write_json(path, rows)
+    """Measure one model, or what is missing of it, and keep its rows."""
+    path, clip = kept(name, place), model(name, place)
+    if not path.exists():
+        rows = measured(name, clip, path.parent, QUICK if quick else CFG)
+        for row in (row for row in rows if row.get("p50_ms")):
+            row["accuracy_note"] = UNJUDGED if trained(clip) else RANDOM
+        write_json(path, rows)
+    rows = json.loads(path.read_text())
+    if not quick:
+        judge_(rows, clip, path.parent, lambda: write_json(path, rows))
     for folder in [] if keep else path.parent.glob("*-*/"):
         shutil.rmtree(folder)
+
+
+def finished(name: str, place: Path) -> bool:
+    """Whether a model is timed, and its files judged."""
+    path = kept(name, place)
+    rows: Rows = json.loads(path.read_text()) if path.exists() else []
+    return bool(rows) and all(row.get("accuracy_note") != UNJUDGED for row in rows)
 
 
 def gathered(place: Path) -> Rows:

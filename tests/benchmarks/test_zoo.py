@@ -1,10 +1,11 @@
 """Models x runtimes x precisions: what is kept, what is left out, and what is claimed."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from tiny import tiny_clip
+from tiny import tiny_clip, tiny_data
 
 from benchmarks import results_tables
 from benchmarks.experiments import zoo
@@ -58,12 +59,22 @@ def test_one_model_gives_rows_with_latency_size_share_of_the_peaks_and_accuracy(
     assert peaks["task"] == "peaks" and peaks["fp32_gflops"] > 0
     share = towers[0]["roofline"]["gflops"] / peaks["fp32_gflops"]
     assert towers[0]["roofline"]["of_compute"] == pytest.approx(share)
-    figures = SimpleNamespace(
-        headline="val",
-        of_bundle=lambda bundle, clip, path: (
-            [{"accuracy": {"val": {"top1": 0.25}}, "unavailable": None}] * 2
-        ),
-    )
-    zoo.judge_(rows, clip, tmp_path, figures)
-    assert {row["top1"] for row in towers} == {0.25} and "top1" not in peaks
-    assert "25.0 %" in "\n".join(results_tables.zoo(rows))
+    for row in towers:
+        row["accuracy_note"] = zoo.UNJUDGED
+    saved = []
+    clip = replace(clip, data=tiny_data(tmp_path / "data"))
+    zoo.judge_(rows, clip, tmp_path, lambda: saved.append(json.dumps(rows)))
+    assert len({row["top1"] for row in towers}) == 1 and "top1" not in peaks
+    assert 0 <= towers[0]["top1"] <= 1 and len(saved) == 1
+    zoo.judge_(rows, clip, tmp_path, lambda: saved.append("again"))
+    assert len(saved) == 1  # what is judged is not judged again
+    assert " % |" in "\n".join(results_tables.zoo(rows)).splitlines()[2]
+
+
+def test_a_model_is_finished_when_its_files_are_judged(tmp_path):
+    path = zoo.kept("ViT-B/32", tmp_path)
+    assert not zoo.finished("ViT-B/32", tmp_path)
+    path.parent.mkdir()
+    for note, finished in ((zoo.UNJUDGED, False), (None, True)):
+        path.write_text(json.dumps([{"accuracy_note": note}, {"task": "peaks"}]))
+        assert zoo.finished("ViT-B/32", tmp_path) == finished
