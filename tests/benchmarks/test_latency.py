@@ -259,7 +259,7 @@ def test_an_input_stays_for_some_queries_and_then_the_next_one_comes():
     tower._call = asked.append
     assert len(tower.run(7, 10.0)) == 7
     assert placed == ["a", "b", "c"] and asked == list("aaabbbc")
-    tower._call = lambda query: time.sleep(0.02)
+    tower._call, tower._stays = lambda query: time.sleep(0.02), 50
     assert len(tower.run(100, 0.05)) <= 4  # the time counts among the queries of one input too
 
 
