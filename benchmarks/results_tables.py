@@ -54,18 +54,21 @@ def _rate(row: dict[str, Any]) -> list[str]:
 
 def zoo(rows: Rows) -> list[str]:
     """Models x runtimes x precisions, then the machine's peaks and each file's shares of them."""
-    heads = ("model", "runtime", "precision", "where", "image", "text", "files", "top-1")
+    heads = ("model", "runtime", "precision", "where", "image", "text")
+    heads += ("both, processor time", "files", "top-1")
     lines, limits = [], []
     for image, text in both(rows, "model", "target", "precision"):
         where = "this CPU" if image["host"] == "local" else "Chromium"
         about = [image["model"], TARGETS.get(image["target"], image["target"]), image["precision"]]
         if image.get("p50_ms") is None:
             reason = image.get("unavailable") or "not measured"
-            lines.append([*about, where, reason, "", "", ""])
+            lines.append([*about, where, reason, "", "", "", ""])
             continue
         top1, note = image.get("top1"), image.get("accuracy_note") or ""
         accuracy = note if top1 is None else percent(top1)
-        lines.append([*about, where, median(image), median(text), files(image, text), accuracy])
+        spent = " + ".join(milliseconds(row.get("processor_p50_ms")) for row in (image, text))
+        measured = (median(image), median(text), spent, files(image, text), accuracy)
+        lines.append([*about, where, *measured])
         limits += [
             [*about, row["tower"], *_share(row["roofline"])]
             for row in (image, text)
@@ -74,12 +77,14 @@ def zoo(rows: Rows) -> list[str]:
     roofs = ("model", "runtime", "precision", "tower", "Gflop/s", "of arithmetic", "of memory")
     return [
         *table(heads, lines),
+        "Processor time leaves out waiting for a core that other programs held.",
+        "",
         "The machine's peaks, one thread, measured beside each model's files (matrix products of "
         "torch; a copy larger than the caches, reading and writing counted):",
         "",
         *table(("beside", *PEAKS.values()), _peaks(rows)),
-        "How near these limits each file comes (matrix products in its own precision, and weights "
-        "read once a query):",
+        "How near these limits each file comes in processor time (matrix products in its own "
+        "precision, and weights read once a query):",
         "",
         *table((*roofs, "nearer to"), limits),
     ]

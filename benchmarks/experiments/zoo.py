@@ -126,12 +126,12 @@ def measured(name: str, clip: Clip, place: Path, cfg: Config) -> Rows:
     for host in dict.fromkeys(host for _, _, host in CELLS):
         for tower in bundles.TOWERS:  # large towers together would fill the memory
             chosen = [r for r in rows if (r["host"], r["tower"]) == (host, tower)]
-            time_([row for row in chosen if row["unavailable"] is None], clip, place, cfg, [peaks])
+            time_([row for row in chosen if row["unavailable"] is None], clip, place, cfg)
     return [*rows, {"task": "peaks", "model": name, **peaks}]
 
 
-def time_(rows: Rows, clip: Clip, place: Path, cfg: Config, peaks: Rows) -> None:
-    """Add latency, size and share of the machine's peaks to rows of one host and tower."""
+def time_(rows: Rows, clip: Clip, place: Path, cfg: Config) -> None:
+    """Add latency and size to rows of one host and tower."""
     if not rows:
         return
     found = [bundles.read(place / bundle_name(row)) for row in rows]
@@ -153,7 +153,6 @@ def time_(rows: Rows, clip: Clip, place: Path, cfg: Config, peaks: Rows) -> None
         figures.pop("placement", None)
         row |= {"sha256": bundle.sha256(row["tower"]), "threads": THREADS, "scope": "model"}
         row |= figures
-        row["roofline"] = roofline.share(row, row, peaks)
         row["cores_busy"] = hosts[row["host"]].get("disturbance", {}).get("cores_busy")
 
 
@@ -250,11 +249,19 @@ def finished(name: str, place: Path) -> bool:
 
 
 def gathered(place: Path) -> Rows:
-    """All models' rows; what was left out is a row with its reason."""
+    """All models' rows with their shares of the machine's peaks; what was left out is a row with
+    its reason.
+    """
     rows: Rows = []
     for name in MODELS:
         path = kept(name, place)
-        rows += json.loads(path.read_text()) if path.exists() else cells(name)
+        found: Rows = json.loads(path.read_text()) if path.exists() else cells(name)
+        peaks = [row for row in found if row.get("task") == "peaks"]
+        for row in (row for row in found if row.get("processor_p50_ms")):
+            # The peaks are the best of several tries: waiting for a core must not count here.
+            spent = {**row, "p50_ms": row["processor_p50_ms"]}
+            row["roofline"] = roofline.share(row, spent, peaks)
+        rows += found
     return rows
 
 
