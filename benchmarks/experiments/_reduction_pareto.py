@@ -85,7 +85,8 @@ def _panel(
 
 def _frontier(points: list[Point], x: Scale, y: Scale) -> str:
     """The line through the points that no cheaper one beats."""
-    best, path = -1.0, []
+    best = -1.0
+    path: list[str] = []
     for cost, top1, _ in sorted(points, key=lambda p: (p[0], -p[1])):
         if top1 > best:
             path.append(f"{x(cost)} {y(top1)}")

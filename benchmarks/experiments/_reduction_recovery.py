@@ -19,6 +19,7 @@ from compress.batches import embed_names
 from compress.clip import Clip
 from compress.stages.exact import pooled_last
 from compress.stages.prune_tokens import reduced
+from compress.structure import plain_vision
 
 RECIPE = accuracy.EMOJI / "tokens_recovery.yaml"
 ARMS: dict[str, dict[str, Any]] = {
@@ -59,7 +60,8 @@ def _rows(out: Path, tasks: accuracy.Tasks, arm: str, seed: int) -> Rows:
     subprocess.run(command, cwd=accuracy.ROOT, check=True)
     last = max(n for n, stage in enumerate(stages) if stage in ("prune_tokens", "distill"))
     student = compress.clip.load(out / "run" / f"{last:02d}-{stages[last]}")
-    start = pooled_last(reduced(tasks.teacher, student.model.config.vision.reduction))
+    found = plain_vision(student.model.config, "recovery").reduction
+    start = pooled_last(reduced(tasks.teacher, found))
     return _of(tasks, student, arm, seed, "student") + _of(tasks, start, arm, seed, "start")
 
 

@@ -7,7 +7,7 @@ their nearest name.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +76,8 @@ def search(work: Work, cfg: "Config", wanted: "Search", out: Path) -> Reduction:
     latency = _schedule_latency.measured(work.clip, cfg, wanted, out)
     trial = Trial(work, cfg, wanted, latency)
     keeps: Keeps = {}
-    left, trace = 1.0, []
+    trace: list[dict[str, Any]] = []
+    left = 1.0
     while wanted.latency is None or left > wanted.latency:
         tried = [trial.at(moved) for moved in _moves(trial.vision, keeps, wanted.max_sites)]
         allowed = [s for s in tried if wanted.agreement is None or _agrees(s, wanted.agreement)]
