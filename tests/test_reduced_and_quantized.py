@@ -58,9 +58,10 @@ def test_other_runtimes_run_the_reduced_graph_in_floats_and_integers(
 ) -> None:
     exporter = plugin.find(plugin.EXPORTERS, target)
     clip = replace(smaller.clip, data=smaller.data)
-    cfg = exporter.Config(precision=precision)
+    # Of a narrow random tower with 16 patches, where a near tie may fall to the other token.
+    cfg = exporter.Config(precision=precision, min_cosine=least)
     try:
-        exporter.write(clip, cfg, tmp_path / target)  # the gate is inside
+        exporter.write(clip, cfg, tmp_path / target)
     except Unavailable as reason:
         pytest.skip(str(reason))
     found = exporter.load(tmp_path / target).encode_image(PIXELS)
