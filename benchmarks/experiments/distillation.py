@@ -96,7 +96,6 @@ def train(arm: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
         with shared_store(folder / f"views-{seed}", out / "store"):
             work = distill.run(work, distill.Config.model_validate(settings), out)
         samples += settings["steps"] * settings["batch_size"]
-        (out / "checkpoint.pt").unlink(missing_ok=True)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu + earlier
     row = {"arm": arm, "seed": seed, "steps": steps, "settings": arms.digest(arm, steps)}
     row |= {"samples": samples, "train_seconds": seconds, "train_cpu_seconds": cpu}
@@ -105,6 +104,8 @@ def train(arm: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     measured = evaluate(TorchEncoder(work.clip), work.clip, work.data, "held_out_style")
     row |= {key: measured[key] for key in FIGURES}
     write_json(path, row)
+    for checkpoint in (folder / path.stem).rglob("checkpoint.pt"):
+        checkpoint.unlink()  # not earlier: a row that could not be measured would be lost
     return row
 
 
