@@ -42,7 +42,9 @@ def peers(rows: Rows) -> list[str]:
     lines = table(heads, cells)
     if trained:
         lines += ["Training, the student's shape, one thread, a batch of "]
-        lines[-1] += f"{trained[0]['batch_size']} pairs:"
+        elsewhere = trained[0].get("measured_on")
+        lines[-1] += f"{trained[0]['batch_size']} pairs"
+        lines[-1] += f" (measured on {elsewhere}):" if elsewhere else ":"
         lines += ["", *table(("trainer", "pairs a second", "95 % interval"), map(_rate, trained))]
     return lines
 
@@ -54,8 +56,8 @@ def _rate(row: dict[str, Any]) -> list[str]:
 
 def zoo(rows: Rows) -> list[str]:
     """Models x runtimes x precisions, then the machine's peaks and each file's shares of them."""
-    heads = ("model", "runtime", "precision", "where", "image", "text")
-    heads += ("both, processor time", "files", "top-1")
+    heads = ["model", "runtime", "precision", "where", "image", "text"]
+    heads += ["both, processor time", "files", "top-1"]
     lines, limits = [], []
     for image, text in both(rows, "model", "target", "precision"):
         where = "this CPU" if image["host"] == "local" else "Chromium"

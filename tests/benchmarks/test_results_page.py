@@ -32,6 +32,7 @@ RESULT = {
             "task": "training",
             "batch_size": 8,
             "samples_per_second": 120.4,
+            "measured_on": "y, 2026-11-21",
             "samples_per_second_ci95": [100, 130],
         },
     ],
@@ -55,7 +56,7 @@ def test_claims_rows_and_their_origin_are_on_the_page():
     assert "| faster | at least 2.50x | 2.00x | falls short |" in text
     assert "| steps | at most 9 steps | 7 steps |  |" in text
     assert "| nncf | OpenVINO | – | 1.23 ms ±4 % | 0.500 ms | 4.00 MB | 50.0 % |" in text
-    assert "| failed |" in text and "a batch of 8 pairs" in text
+    assert "| failed |" in text and "a batch of 8 pairs (measured on y, 2026-11-21):" in text
     assert "| ours | 120 | 100 to 130 |" in text
     assert "`benchmarks/results/peers.json`" in text
 
