@@ -49,13 +49,21 @@ def test_linear_rule_equals_a_slow_loop() -> None:
 def test_relevance_is_conserved_through_a_tower(
     tower: str, calibration: calibrate.Calibration
 ) -> None:
+    """From the last block's output to the first block's input, on what the blocks really see."""
     module = copy.deepcopy(getattr(tiny_clip().model, tower)).double()
-    block = module.blocks[0]
-    x, seed = randoms(2, 9, 32), randoms(2, 9, 32, seed=3).abs()
+    inputs = calibration.pixels.double() if tower == "image" else calibration.tokens
+    seen: list[torch.Tensor] = []
+    for block in module.blocks:
+        block.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    module(inputs)
+    entered = list(seen)
+    relevance = seed = randoms(*entered[0].shape, seed=3).abs()
+    mask = None if tower == "image" else module.mask[: seed.shape[1], : seed.shape[1]]
     with torch.no_grad():
-        below, found = lrp.block_relevance(block, x, None, seed)
-    assert float(below.sum()) == pytest.approx(float(seed.sum()), rel=0.01)
-    assert len(found) == 8 and min(found.values()) > 0
+        for block, x in reversed(list(zip(module.blocks, entered, strict=True))):
+            relevance, found = lrp.block_relevance(block, x, mask, relevance)
+            assert len(found) == 8 and min(found.values()) > 0
+    assert float(relevance.sum()) == pytest.approx(float(seed.sum()), rel=0.01)
 
 
 def test_every_layer_gets_its_share(calibration: calibrate.Calibration) -> None:

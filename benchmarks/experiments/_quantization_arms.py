@@ -6,20 +6,25 @@ from typing import Any
 import torch
 
 from compress.layers import Block
-from compress.model import ClipModel
+from compress.model import ClipModel, plain_image_tower
 from compress.nn.vectors import Kind
 
 RUNTIMES = {
     "onnxruntime": {"precision": "int8"},
     "openvino": {"precision": "int8"},
     "executorch": {"precision": "int8"},
-    "litert": {"precision": "int8-static"},
+    "litert": {"precision": "int8"},
+    "litert-static": {"precision": "int8-static"},
 }
-# These realise 8-bit pairs only: what LiteRT computes has fixed ranges, ExecuTorch's XNNPACK finds
-# its own while running.
-EIGHT_BITS = {"executorch": ("w8a8",), "litert": ("w8a8",)}
-# ... so its files are not to agree with the simulation of fixed ranges.
-OWN_RANGES = ("executorch",)
+"""Settings of the exporter that a runtime's name begins with."""
+# These realise 8-bit inputs only.
+EIGHT_BITS = {
+    "executorch": ("w8a8", "w4a8"),
+    "litert": ("w8a8",),
+    "litert-static": ("w8a8",),
+}
+# Kernels that find their ranges while running: files are not to agree with fixed ranges.
+OWN_RANGES = ("executorch", "litert")
 FIXED_PROMPTS = "w8a8"
 PLAIN: dict[str, Any] = {
     "equalize": "none",
@@ -34,18 +39,27 @@ W4 = {
     "weight_symmetric": False,
     "projection_bits": 8,
 }
+W8 = {"act_bits": None, "group": 32, "weight_symmetric": False, "rounding": "gptq"}
 GPTQ: dict[str, Any] = {"equalize": "awq", "rounding": "gptq"}
 EXECUTED: dict[str, dict[str, Any]] = {
     "w8a8": {},
     "w8a8 plain": dict(PLAIN),
     "w8a8 dynamic": {"act": "dynamic"},
     "w8 whole rows": {"act_bits": None},
-    "w8": {"act_bits": None, "group": 32, "weight_symmetric": False, "rounding": "gptq"},
+    "w8": dict(W8),
+    "w8 rescued": {**W8, "rescue": 0.1},
+    "w8 in 16s": {**W8, "group": 16},
+    "w8, texts in float": {**W8, "towers": ("image",)},
     "w4 rtn": {**W4, **PLAIN},
     "w4": {**W4, **GPTQ},
+    "w4a8": {"weight_bits": 4, "act": "dynamic", "group": 32, "rounding": "gptq"},
     "w4 in 64s rtn": {**W4, **PLAIN, "group": 64},
     "w4 in 64s": {**W4, **GPTQ, "group": 64},
 }
+# Extremes of the weights, to the nearest code: nothing is calibrated, so one seed is all there is.
+UNCALIBRATED = ("w4 rtn", "w4 in 64s rtn")
+# Computes in float between 8-bit roundings, as the simulation does: one seed shows that they agree.
+SHOWN_ONCE = ("litert-static",)
 
 
 def runtimes(arm: str) -> list[str]:
@@ -72,6 +86,7 @@ def _mixed(provider: str) -> dict[str, Any]:
 
 SIMULATED: dict[str, dict[str, Any]] = {
     "w6a6 uniform": _bits(6, UNIFORM),
+    "w6a6 repq": _bits(6, REPQ),
     "w6a6 adalog": _bits(6, ADALOG),
     "w4a4 uniform": _bits(4, UNIFORM),
     "w4a4 twin": _bits(4, {**UNIFORM, "family": "twin"}),
@@ -79,6 +94,7 @@ SIMULATED: dict[str, dict[str, Any]] = {
     "w4a4 repq": _bits(4, REPQ),
     "mixed lrp": _mixed("lrp"),
     "mixed fisher": _mixed("fisher"),
+    "mixed kl": _mixed("kl"),
     "mixed uniform": _mixed("uniform"),
     "mixed random": _mixed("random"),
     "w4a4 adalog": _bits(4, ADALOG),
@@ -118,6 +134,33 @@ def with_massive_neurons(model: ClipModel, reach: float = 60.0) -> ClipModel:
     return made
 
 
-SPOILT = {"channels": with_outliers, "neurons": with_massive_neurons}
+def with_outlier_token(model: ClipModel, reach: float = 60.0) -> ClipModel:
+    """A model whose first patch becomes what a ViT's outlier tokens are: one neuron of each MLP
+    fires for it alone, and makes its residual vector many times as long as any other's.
+
+    Channel 0 marks the token from its position on; the neurons write into channel 1 and, once it
+    is long, know the token by that.
+    """
+    made = copy.deepcopy(model)
+    image = plain_image_tower(made, "an outlier token")
+    with torch.no_grad():
+        image.position[1 if image.config.class_token else 0, 0] += reach
+        for block in image.blocks:
+            assert isinstance(block, Block)
+            up, down = block.mlp.up, block.mlp.down
+            up.weight[0] = 0
+            up.weight[0, :2] = reach / block.norm2.weight[:2]
+            # One channel that holds all of a normalised vector is sqrt(D) there.
+            up.bias[0] = -0.75 * reach * up.in_features**0.5
+            down.weight[:, 0] = 0
+            down.weight[1, 0] = 1
+    return made
+
+
+SPOILT = {
+    "channels": with_outliers,
+    "neurons": with_massive_neurons,
+    "tokens": with_outlier_token,
+}
 # Every fourth picture of the held-out style is enough for a mean cosine.
 OUTLIER_STRIDE = 4

@@ -52,12 +52,14 @@ def margins(own: Embeddings) -> np.ndarray:
     return found
 
 
-def near_ties(ahead: np.ndarray) -> dict[str, int]:
-    """How many images any change of their scores can turn, those that are right and those not."""
+def near_ties(ahead: np.ndarray) -> dict[str, Any]:
+    """How many images any change of their scores can turn, those that are right and those not; and
+    the least leads of right ones."""
     close = np.abs(ahead) < TIE
     return {
         "right_by_a_hair": int((close & (ahead >= 0)).sum()),
         "wrong_by_a_hair": int((close & (ahead < 0)).sum()),
+        "least_leads": [round(float(lead), 6) for lead in np.sort(ahead[ahead >= 0])[:3]],
         "num_images": len(ahead),
     }
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments._quantization_arms import OWN_RANGES, RUNTIMES
+from benchmarks.experiments._quantization_arms import OWN_RANGES, RUNTIMES, SPOILT
 
 Rows = list[dict[str, Any]]
+EIGHT_BIT_WEIGHTS = ("w8", "w8 whole rows", "w8 rescued", "w8 in 16s", "w8, texts in float")
 LADDER = ("w4a4 uniform", "w4a4 repq", "mixed lrp", "w4a4 adalog", "w4a4 reconstructed")
 
 
@@ -28,8 +29,7 @@ def _executed(rows: Rows, model: str) -> list[dict[str, Any]]:
             ("w8a8", "top1", 0.003),
             ("w8a8", "text_to_image_r1", 0.005),
             ("w8a8", "image_to_text_r1", 0.005),
-            ("w8", "top1", 0.0005),
-            ("w8 whole rows", "top1", 0.0005),
+            *((arm, "top1", 0.0005) for arm in EIGHT_BIT_WEIGHTS),
             ("w4", "top1", 0.005),
             ("w4 in 64s", "top1", 0.005),
         ]
@@ -59,7 +59,7 @@ def _simulated(rows: Rows, model: str) -> list[dict[str, Any]]:
             f"{model}, w6a6 adalog: loss of top1, simulated",
         )
     ]
-    for provider in ("lrp", "fisher"):
+    for provider in ("lrp", "fisher", "kl"):
         mixed = of(f"mixed {provider}")
         for other, goal in (("w4a4 repq", 0.02), ("mixed random", 0.0)):
             name = f"{model}: mixed 4-bit by {provider} over {other}, top1, simulated"
@@ -67,7 +67,7 @@ def _simulated(rows: Rows, model: str) -> list[dict[str, Any]]:
     for lower, higher in pairwise(LADDER):
         name = f"{model}: {higher} over {lower}, top1, simulated"
         found.append(_gain(rows, of(higher), of(lower), 0.0, name))
-    for place in ("channels", "neurons"):
+    for place in SPOILT:
         for arm, goal, better in (("plain", 0.9, "lower"), ("cured", 0.99, "higher")):
             which = of(f"outliers in {place}, {arm}")
             name = f"{model} with outliers in {place}, {arm}: cosine to float, simulated"

@@ -10,11 +10,11 @@
 Every row has `executed`: true where a runtime computed it, false where torch simulated it; no claim
 mixes them. Classes are asked for by their names alone, and each image by its first caption, in
 float as in quantized models. Arms that are done are kept in runs/quantization under the hash of the
-weights they are of, so a stopped experiment continues; the results hold every arm that is kept.
+weights they are of, so a stopped experiment continues, and one in a fresh clone with what the
+committed results have of the same weights; the results hold every arm that is kept.
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,6 +40,7 @@ from benchmarks.experiments._quantization_bench import (
     near_ties,
 )
 from benchmarks.experiments._quantization_claims import claims as claims
+from benchmarks.experiments._quantization_kept import Rows, carried, once, rows_of, take_over
 from compress import calibrate, plugin
 from compress.atomic import write_json
 from compress.clip import Clip
@@ -55,8 +56,6 @@ RESULTS = ROOT / "benchmarks/results/quantization.json"
 QUICK = ROOT / "runs/quantization-quick"
 SEEDS = (0, 1, 2)
 
-Rows = list[dict[str, Any]]
-
 
 class Job(NamedTuple):
     """An arm of the experiment."""
@@ -64,22 +63,6 @@ class Job(NamedTuple):
     name: str
     model: str | None
     make: Callable[[], Rows]
-
-
-def once(path: Path, make: Callable[[], Rows]) -> None:
-    """Measure an arm, unless its rows are kept in this file."""
-    if path.exists():
-        return
-    rows = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, rows)
-    print(path.stem, *(_line(row) for row in rows), sep="\n  ", flush=True)
-
-
-def _line(row: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if v
-    )
 
 
 def float_rows(bench: Bench, model: str) -> Rows:
@@ -92,7 +75,7 @@ def executed_rows(bench: Bench, model: str, arm: str, seed: int, runtime: str) -
     """A quantized model in a runtime that realises schemes."""
     made = bench.quantized(model, arms.EXECUTED[arm], seed)
     row = {"model": model, "arm": arm, "seed": seed, "executed": True, "runtime": runtime}
-    exporter = plugin.find(plugin.EXPORTERS, runtime)
+    exporter = plugin.find(plugin.EXPORTERS, runtime.partition("-")[0])
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "bundle"
         try:
@@ -201,6 +184,9 @@ def jobs(bench: Bench, models: tuple[str, ...], seeds: tuple[int, ...]) -> list[
         add(f"float-{model}", float_rows)
         for arm, seed in product(arms.EXECUTED, seeds):
             for runtime in arms.runtimes(arm):
+                once_only = arm in arms.UNCALIBRATED or runtime in arms.SHOWN_ONCE
+                if once_only and seed != seeds[0]:
+                    continue
                 add(f"executed-{arm}-{model}-{seed}-{runtime}", executed_rows, arm, seed, runtime)
             if arm == arms.FIXED_PROMPTS:
                 add(f"prompts-{model}-{seed}", fixed_prompt_rows, seed)
@@ -221,6 +207,17 @@ def chosen(every: list[Job], starts: list[str]) -> list[Job]:
     )
 
 
+def conditions(bench: Bench, models: tuple[str, ...]) -> dict[str, Any]:
+    """What figures depend on: the stage's version, the weights that are there (model -> sha256),
+    and the machine."""
+    there = [model for model in models if bench.weights(model).exists()]
+    return {
+        "quantize_version": quantize.VERSION,
+        "machine": machine.describe(),
+        "weights": {model: digest(bench.weights(model)) for model in there},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"writes into {QUICK.name}")
@@ -231,19 +228,27 @@ def main() -> None:
     models, seeds = (("student",), (0,)) if given.quick else (("teacher", "student"), SEEDS)
     bench = Bench(folder, given.quick, given.student)
     every = [job for job in jobs(bench, models, seeds) if job.model or not given.quick]
+    files = {job.name: (job.model, bench.kept(job.name, job.model)) for job in every}
+    if not given.quick:
+        take_over(RESULTS, files, conditions(bench, models))
     for job in chosen(every, given.only):
         if job.model:
             bench.clip(job.model)
         once(bench.kept(job.name, job.model), job.make)
-    kept = [job for job in every if bench.kept(job.name, job.model).exists()]
-    rows = [row for job in kept for row in json.loads(bench.kept(job.name, job.model).read_text())]
+    rows = [row for job in every for row in rows_of(job.name, bench.kept(job.name, job.model))]
+    stand = conditions(bench, models)
+    measured = {row["job"] for row in rows}
+    away: dict[str, str] = {}
+    if not given.quick:
+        others, away = carried(RESULTS, stand, measured)
+        rows += others
     student = f" --student {given.student}" if given.student else ""
     result: dict[str, Any] = {
         "command": f"python -m benchmarks.experiments.quantization{student}",
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine.describe(),
         "versions": machine.versions(),
-        "weights": {m: digest(bench.weights(m)) for m in models if bench.weights(m).exists()},
+        **stand,
+        "weights": stand["weights"] | away,
         "seeds": sorted({row["seed"] for row in rows}),
         "rows": rows,
         "claims": claims(rows),

@@ -11,12 +11,14 @@ from tiny import tiny_clip
 
 from benchmarks import stages
 from benchmarks.experiments import _quantization_bench as bench
+from benchmarks.experiments import _quantization_kept as kept
 from benchmarks.experiments import _quantization_page as quantization_page
 from benchmarks.experiments import quantization
 from benchmarks.experiments._quantization_arms import (
     EXECUTED,
     SIMULATED,
     with_massive_neurons,
+    with_outlier_token,
     with_outliers,
 )
 from benchmarks.experiments._quantization_claims import claims
@@ -89,6 +91,54 @@ def test_rows_are_kept_under_the_weights_they_are_of(tmp_path: Path) -> None:
     assert own.kept("latency", None) == tmp_path / "latency.json"
 
 
+def test_committed_rows_of_the_same_weights_are_taken_over(tmp_path: Path) -> None:
+    machine = {"cpu": "this one"}
+    now = {"quantize_version": 2, "weights": {"teacher": "a", "student": "b"}, "machine": machine}
+    names = {"float-teacher": "teacher", "float-student": "student", "latency-B": None}
+    rows = [{"job": name, "arm": name} for name in names]
+    files = {name: (model, tmp_path / f"{name}.json") for name, model in names.items()}
+    results = tmp_path / "results.json"
+
+    def taken(**differs: Any) -> set[str]:
+        for _, path in files.values():
+            path.unlink(missing_ok=True)
+        results.write_text(json.dumps({**now, **differs, "rows": rows}))
+        kept.take_over(results, files, now)
+        return {name for name, (_, path) in files.items() if path.exists()}
+
+    assert taken() == set(names)
+    assert kept.rows_of("float-teacher", files["float-teacher"][1]) == rows[:1]
+    assert taken(weights={"teacher": "a", "student": "c"}) == {"float-teacher", "latency-B"}
+    assert taken(machine={"cpu": "another"}) == {"float-teacher", "float-student"}
+    assert taken(quantize_version=1) == set()
+
+
+def test_rows_that_nothing_replaces_stay(tmp_path: Path) -> None:
+    results, own = tmp_path / "results.json", tmp_path / "own.json"
+    names = ("float-teacher", "w8-student", "w4-teacher")
+    rows: list[dict[str, Any]] = [{"job": name, "model": name.split("-")[1]} for name in names]
+    rows[2]["quantize_version"] = 1
+    weights = {"teacher": "a", "student": "b"}
+    results.write_text(json.dumps({"quantize_version": 2, "weights": weights, "rows": rows}))
+    now: dict[str, Any] = {"quantize_version": 2, "weights": {"teacher": "a"}, "machine": {}}
+    assert kept.carried(results, now, ["float-teacher"]) == (rows[1:], {"student": "b"})
+    both = {**now, "weights": {"teacher": "a", "student": "c"}}
+    assert kept.carried(results, both, []) == (rows[2:], {})
+    assert kept.carried(results, both, ["w4-teacher"]) == ([], {})
+    assert kept.carried(results, {**now, "quantize_version": 3}, []) == ([], {})
+    kept.take_over(results, {"w4-teacher": ("teacher", own)}, now)
+    assert not own.exists()
+
+
+def test_kept_rows_stay_when_results_are_taken_over(tmp_path: Path) -> None:
+    now: dict[str, Any] = {"quantize_version": 2, "weights": {"teacher": "a"}, "machine": {}}
+    results, own = tmp_path / "results.json", tmp_path / "own.json"
+    results.write_text(json.dumps({**now, "rows": [{"job": "float", "top1": 0.1}]}))
+    own.write_text('[{"top1": 0.2}]')
+    kept.take_over(results, {"float": ("teacher", own)}, now)
+    assert kept.rows_of("float", own) == [{"job": "float", "top1": 0.2}]
+
+
 def test_arms_are_chosen_in_the_order_of_the_beginnings(tmp_path: Path) -> None:
     every = quantization.jobs(bench.Bench(tmp_path, False), ("teacher", "student"), (0, 1))
     assert len({job.name for job in every}) == len(every)
@@ -110,6 +160,7 @@ def test_ties_are_counted_on_both_sides() -> None:
     ahead = bench.margins(Embeddings(split, images, images[:0], classes))
     assert (ahead > 0).tolist() == [True, True, False, True]  # equal names are one class
     found = bench.near_ties(ahead)
+    assert found.pop("least_leads") == [round(float(lead), 6) for lead in sorted(ahead[[0, 1, 3]])]
     assert found == {"right_by_a_hair": 1, "wrong_by_a_hair": 1, "num_images": 4}
 
 
@@ -123,6 +174,23 @@ def test_massive_neurons_are_read_as_much_less() -> None:
         mlp.down.register_forward_pre_hook(lambda _, x: reach.append(x[0].abs().amax((0, 1))))
         made.encode_image(pixels)
     assert reach[1][0] > 20 * reach[0][0] and torch.equal(reach[1][1:], reach[0][1:])
+
+
+def test_an_outlier_token_alone_makes_its_neurons_fire() -> None:
+    model = with_outlier_token(tiny_clip(width=64).model)
+    fired: list[torch.Tensor] = []
+    ends: list[torch.Tensor] = []
+    for block in model.image.blocks:
+        block.mlp.down.register_forward_pre_hook(lambda _, x: fired.append(x[0].detach()))
+        block.register_forward_hook(lambda _, given, out: ends.append(out.detach()))
+    model.encode_image(torch.randn(2, 3, 32, 32))
+    for hidden, out in zip(fired, ends, strict=True):
+        reach = hidden[..., 1:].abs().amax()
+        assert hidden[:, 1, 0].min() > 20 * reach
+        others = torch.cat([hidden[:, :1, 0], hidden[:, 2:, 0]], dim=1)
+        assert others.abs().max() < 1e-3
+        norms = out.norm(dim=-1)
+        assert norms[:, 1].min() > 10 * torch.cat([norms[:, :1], norms[:, 2:]], dim=1).max()
 
 
 def test_injected_outliers_leave_the_function_as_it_is() -> None:
