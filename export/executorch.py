@@ -208,7 +208,11 @@ def computed(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
     from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
     ops = torch.ops.quantized_decomposed
-    integers = {ops.quantize_per_channel.default, ops.dequantize_per_channel.default}
+    integers = {
+        ops.quantize_per_channel.default,
+        ops.dequantize_per_channel.default,
+        ops.dequantize_per_channel_group.default,
+    }
     return constant_prop_pass(program, custom_skip_targets=integers)
 
 
