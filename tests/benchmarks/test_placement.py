@@ -41,5 +41,7 @@ def test_operators_of_an_openvino_file_are_counted_by_precision(tmp_path):
     model = openvino.convert_model(three_nodes(tmp_path / "image.onnx"))
     openvino.save_model(model, tmp_path / "image.xml", compress_to_fp16=False)
     found = placement.of_openvino(tmp_path / "image.xml", "f32")
-    counts = [kinds for who, kinds in found["operators"].items() if "f32" in who.lower()]
-    assert sum(kinds.get("MatMul", 0) for kinds in counts) == 2
+    assert list(found["operators"]) == ["CPU f32"]
+    counts = {kind: n for kind, n in found["operators"]["CPU f32"].items() if kind != "Reshape"}
+    # Where one thread is all there is, OpenVINO fuses attention.
+    assert counts in ({"MatMul": 2, "Softmax": 1}, {"Subgraph": 1})
