@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
+from benchmarks.experiments.model_families import patches
 from compress.errors import PocketclipError
 from compress.sources import folder, huggingface
 
@@ -157,18 +158,6 @@ def saved(kind: str, path: Path) -> nn.Module:
 @pytest.fixture(params=list(SMALL))
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def patches(pixels: Tensor, side: int) -> dict[str, Tensor]:
-    """A square picture as SigLIP2 wants it: rows of patches, each pixel by pixel."""
-    batch, _, height, _ = pixels.shape
-    grid = height // side
-    cut = pixels.reshape(batch, 3, grid, side, grid, side).permute(0, 2, 4, 3, 5, 1)
-    return {
-        "pixel_values": cut.reshape(batch, grid * grid, -1),
-        "pixel_attention_mask": torch.ones(batch, grid * grid, dtype=torch.long),
-        "spatial_shapes": torch.tensor([[grid, grid]] * batch),
-    }
 
 
 def pooled(output: Any) -> Tensor:
