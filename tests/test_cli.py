@@ -1,5 +1,6 @@
 """The command reads well, prints one message for a mistake, and ends with the right code."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import compress.clip
 from compress import cli, doctor
 from compress.errors import GateFailed, PocketclipError
+from tests.tiny import tiny_clip
 
 ROOT = Path(__file__).parents[1]
 Command = Callable[..., tuple[int, str, str]]
@@ -67,6 +70,15 @@ def test_help_is_quick_because_it_imports_no_torch() -> None:
         "assert 'torch' not in sys.modules and 'onnx' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+
+
+def test_inspect_writes_json(command: Command, tmp_path: Path) -> None:
+    clip = tiny_clip()
+    compress.clip.save(clip, tmp_path / "model")
+    code, said, _ = command("inspect", tmp_path / "model", "--json")
+    told = json.loads(said)
+    assert code == 0 and told["embed_dim"] == clip.model.config.embed_dim
+    assert told["num_params"] == sum(p.numel() for p in clip.model.parameters())
 
 
 @pytest.mark.usefixtures("toys")
