@@ -2,6 +2,7 @@
 
 import torch
 
+from compress.data import augment
 from compress.data.augment import NUM_PARAMETERS, Augment, plain, replay
 from compress.preprocess import Preprocess
 
@@ -60,3 +61,19 @@ def test_plain_equals_the_preprocess_contract(  # no resize: the two agree to a 
     images = pictures(1)
     picture = Image.fromarray(images[0].permute(1, 2, 0).numpy())
     torch.testing.assert_close(plain(images, 32, PLAIN)[0], PLAIN(picture), rtol=0, atol=0.02)
+
+
+def test_outlines_fade_what_is_flat_and_leave_images_of_amount_0() -> None:
+    flat = torch.full((3, 3, 8, 8), 0.4)
+    drawn = augment._outlined(flat, torch.tensor([[0.0], [0.5], [1.0]]))
+    assert torch.equal(drawn[0], flat[0])
+    assert torch.allclose(drawn[1], flat[1])  # no edge to darken, and fading begins above 0.5
+    assert torch.allclose(drawn[2], torch.ones(3, 8, 8))
+
+
+def test_blur_spreads_a_dot_as_two_boxes_do() -> None:
+    dot = torch.zeros(2, 3, 9, 9)
+    dot[:, :, 4, 4] = 1.0
+    soft = augment._blurred(dot, torch.tensor([[0.0], [1.0]]))
+    assert torch.equal(soft[0], dot[0])
+    assert torch.allclose(soft[1, 0, 4, 2:7], torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0]) * 3 / 81)
