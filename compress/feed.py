@@ -5,6 +5,7 @@ Shapes: B pairs of the whole batch, b of this process, E embedding.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +21,7 @@ from compress.learner import Batch
 from compress.losses import TeacherFeatures
 from compress.phases import Phase, kept_patches, phase_at
 from compress.precision import autocast
+from compress.preprocess import Preprocess
 from compress.structure import UpstreamVision, VisionConfig
 from compress.train import step_generator
 from compress.work import Work
@@ -99,16 +101,15 @@ class Batches:
         vision = student.model.config.vision
         phase = phase_at(cfg.phases, step / cfg.steps, vision)
         keep = own_patches(phase, len(indices), vision, generator, work.device)
-        indices, captions, parameters = indices[own], captions[own], parameters[own]
-        images = work.data.pairs.images[indices].to(work.device)
-        parameters = parameters.to(work.device)
+        views = Views.of_rows(work, cfg, indices, parameters, own, generator)
+        indices, captions = indices[own], captions[own]
         pixels = torch.empty(0)
         if "image" in cfg.towers:
-            pixels = replay(images, parameters, phase.image_size, student.preprocess)
+            pixels = views.pixels(phase.image_size, student.preprocess)
         teachers: tuple[TeacherFeatures, ...] = ()
         if cfg.needs_teacher:
             if teacher_u is None:
-                teacher_u = self._teacher_images(images, parameters)
+                teacher_u = self._teacher_images(views)
             teacher_v = self._teacher_texts(captions)
             bias = work.teacher.model.logit_bias
             fixed = 0.0 if bias is None else float(bias.detach())
@@ -120,13 +121,11 @@ class Batches:
         return Batch(pixels, keep, tokens, teachers, masked)
 
     @torch.no_grad()
-    def _teacher_images(self, images: Tensor, parameters: Tensor) -> Tensor:
+    def _teacher_images(self, views: "Views") -> Tensor:
         teacher = self.work.teacher
-        size = teacher.model.config.vision.image_size
+        pixels = views.pixels(teacher.model.config.vision.image_size, teacher.preprocess)
         with autocast(self.cfg.precision, self.work.device):
-            return embed_images(
-                teacher.model.image, replay(images, parameters, size, teacher.preprocess)
-            )
+            return embed_images(teacher.model.image, pixels)
 
     @torch.no_grad()
     def _teacher_texts(self, captions: list[str]) -> Tensor:
@@ -135,6 +134,42 @@ class Batches:
             return self.store.texts[rows].float().to(self.work.device)
         teacher = self.work.teacher
         return embed_texts(teacher.model.text, teacher.tokenizer(captions).to(self.work.device))
+
+
+@dataclass(frozen=True)
+class Views:
+    """This process's pictures of a step as they are augmented and, where asked for, blended."""
+
+    images: Tensor  # uint8 [b, 4, S, S]; blended ones are followed by their last one's partner
+    parameters: Tensor  # [b, P], or [b + 1, P]
+    shares: Tensor | None = None  # [b]: how much of a picture is the next one's
+
+    @classmethod
+    def of_rows(
+        cls,
+        work: Work,
+        cfg: "Config",
+        indices: Tensor,
+        parameters: Tensor,
+        own: slice,
+        generator: Generator,
+    ) -> "Views":
+        """The rows `own` of the whole batch's pairs [B] and augmentations [B, P]."""
+        rows, shares = torch.arange(len(indices))[own], None
+        if cfg.blend:
+            blended = torch.rand(len(indices), generator=generator) < cfg.blend
+            shares = torch.rand(len(indices), generator=generator) * blended
+            shares = shares[own].to(work.device)
+            rows = torch.cat([rows, (rows[-1:] + 1) % len(indices)])
+        images = work.data.pairs.images[indices[rows]].to(work.device)
+        return cls(images, parameters[rows].to(work.device), shares)
+
+    def pixels(self, size: int, preprocess: Preprocess) -> Tensor:
+        """As a model sees them: [b, 3, size, size]."""
+        found = replay(self.images, self.parameters, size, preprocess)
+        if self.shares is None:
+            return found
+        return torch.lerp(found[:-1], found[1:], self.shares[:, None, None, None])
 
 
 def student_tokens(work: Work, cfg: "Config", captions: list[str]) -> Tensor:

@@ -132,5 +132,7 @@ NEED_BOTH_TOWERS = (
     "matching", "masked_language", "momentum", "self_distillation", "random_alignment",
 )  # fmt: skip
 """Losses that the teacher's embeddings cannot stand in for a tower of the student."""
+FROM_PAIRS = (*ALONE, "gradient", "interactive", "augmented", "hard_negatives", "hybrid")
+"""Losses that know which caption belongs to a picture."""
 EQUAL_WIDTHS = ("feature", "smooth_feature", "masked_feature", "gradient", "interactive")
 """Losses that compare embeddings entry by entry: a student of another width is projected."""

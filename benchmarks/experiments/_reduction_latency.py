@@ -109,18 +109,18 @@ def of_arms(folder: Path, teacher: Clip, arms: dict[str, Clip]) -> list[dict[str
         for name, clip in {"none": teacher, **arms}.items():
             file = folder / f"{name.replace(' ', '-')}.onnx"
             portable.save(_int8.rewrite(portable.graph(clip, "image", 1, 20)), file)
-            calls[name] = _onnxruntime(file)
+            calls[name] = onnxruntime(file)
         rows = []
-        for name, samples in zip(calls, _in_turns(list(calls.values()), pixels, 200), strict=True):
+        for name, samples in zip(calls, in_turns(list(calls.values()), pixels, 200), strict=True):
             row: dict[str, Any] = {"part": "latency", "model": TEACHER, "variant": name}
-            row |= {"target": "onnxruntime", "precision": "int8"} | _medians(samples)
+            row |= {"target": "onnxruntime", "precision": "int8"} | medians(samples)
             rows.append(row)
         write_json(path, rows)
     found: list[dict[str, Any]] = json.loads(path.read_text())
     return found
 
 
-def _medians(samples: np.ndarray) -> dict[str, Any]:
+def medians(samples: np.ndarray) -> dict[str, Any]:
     wall, processor = np.median(samples, axis=0)
     return {
         "p50_ms": float(wall),
@@ -154,12 +154,12 @@ def _tower(clip: Clip, folder: Path, quick: bool) -> list[dict[str, Any]]:
                     "cosine": float(F.cosine_similarity(wanted, found)),
                 }
             )
-    for row, samples in zip(rows, _in_turns(list(calls.values()), pixels), strict=True):
-        row |= _medians(samples)
+    for row, samples in zip(rows, in_turns(list(calls.values()), pixels), strict=True):
+        row |= medians(samples)
     return rows
 
 
-def _in_turns(calls: list[Call], pixels: Tensor, rounds: int = ROUNDS) -> list[np.ndarray]:
+def in_turns(calls: list[Call], pixels: Tensor, rounds: int = ROUNDS) -> list[np.ndarray]:
     """Milliseconds of each call [Q, 2], on the wall and of processors; a round runs each once, so
     that a disturbance hits all alike."""
     array = np.ascontiguousarray(pixels.numpy())
@@ -189,19 +189,20 @@ def _files(clip: Clip, folder: Path, name: str, float_too: bool) -> list[tuple[s
         portable.save(graph, paths["fp32"])
         portable.save(_int8.rewrite(graph), paths["int8"])
     found = [
-        ("onnxruntime", precision, _onnxruntime(path))
+        ("onnxruntime", precision, onnxruntime(path))
         for precision, path in paths.items()
         if float_too or precision == "int8"
     ]
-    return found + _openvino(paths["fp32"], clip, float_too)
+    shape = (1, 3, *clip.preprocess.size)
+    return found + openvino(paths["fp32"], shape, float_too)
 
 
-def _onnxruntime(path: Path) -> Call:
+def onnxruntime(path: Path) -> Call:
     session = portable._session(path, "cpu", 1)
     return lambda array: session.run(None, {"pixels": array})[0]
 
 
-def _openvino(path: Path, clip: Clip, float_too: bool) -> list[tuple[str, str, Call]]:
+def openvino(path: Path, shape: tuple[int, ...], float_too: bool) -> list[tuple[str, str, Call]]:
     """Float32 and NNCF's int8, ranges from noise: only their time is of interest."""
     try:
         import nncf
@@ -211,9 +212,7 @@ def _openvino(path: Path, clip: Clip, float_too: bool) -> list[tuple[str, str, C
     core = ov.Core()
     whole = path.with_name(path.name.replace(".fp32.onnx", ".int8.xml"))
     if not whole.exists():
-        noise = [
-            np.random.default_rng(n).normal(size=(1, 3, *clip.preprocess.size)) for n in range(2)
-        ]
+        noise = [np.random.default_rng(n).normal(size=shape) for n in range(2)]
         samples = nncf.Dataset([row.astype(np.float32) for row in noise])
         made = nncf.quantize(
             core.read_model(path), samples, model_type=nncf.ModelType.TRANSFORMER, subset_size=2

@@ -15,6 +15,7 @@ from PIL import Image
 from benchmarks import survival
 from benchmarks.experiments import _reduction_accuracy as accuracy
 from benchmarks.experiments import _reduction_latency as latency
+from benchmarks.experiments import _reduction_tokens as token_costs
 from benchmarks.experiments._reduction_pareto import pareto
 from compress.schedule import Method
 from compress.stages.prune_tokens import Config, reduced, schedule
@@ -72,7 +73,8 @@ def page(result: dict[str, Any]) -> str:
         lines.append(f"| {claim['name']} | {goal} | {claim['value']:.3g} | {verdict} |")
     where = f"{machine['cores']} cores of {machine['cpu']}, torch {result['versions']['torch']}"
     lines += ["", f"`{result['command']}`, {result['date']}, {where}.", ""]
-    lines += _accuracy(rows) + _recovery(rows) + _latency(rows) + _parity(rows) + _exact(rows)
+    for part in (_accuracy, _recovery, _latency, _tokens, _parity, _exact):
+        lines += part(rows)
     return "\n".join(lines)
 
 
@@ -190,6 +192,32 @@ def _latency(rows: list[dict[str, Any]]) -> list[str]:
             f"{row['precision']} | {ms:.1f} | {base / ms:.2f}x |"
         )
     return [*lines, ""]
+
+
+def _tokens(rows: list[dict[str, Any]]) -> list[str]:
+    own = [r for r in rows if r["part"] == "tokens"]
+    if not own:
+        return []
+    time = {(r["target"], r["precision"], r["tokens"]): r["processor_p50_ms"] for r in own}
+    kinds = list(dict.fromkeys(key[:2] for key in time))
+    floors = token_costs.floors(rows)
+    lines = [
+        "## What a token costs",
+        "",
+        f"The products of {own[0]['layers']} layers of width {own[0]['width']} alone, batch 1, one "
+        "thread: processor time in ms by number of tokens. Weights are read once a picture, "
+        "however few tokens there are; that is the floor of every schedule, and why integers, "
+        "which compute faster than memory gives them weights, gain less than their multiply-adds "
+        "fall. A token over a multiple of 16 costs a row of tiles where the CPU has matrix units.",
+        "",
+        f"| tokens | {' | '.join(map(' '.join, kinds))} |",
+        f"|---|{'---:|' * len(kinds)}",
+    ]
+    for tokens in dict.fromkeys(row["tokens"] for row in own):
+        cells = [f"{time[*kind, tokens]:.2f}" for kind in kinds]
+        lines.append(f"| {tokens} | {' | '.join(cells)} |")
+    shares = [f"{floors[kind]:.0%}" for kind in kinds]
+    return [*lines, f"| 1, of the most | {' | '.join(shares)} |", ""]
 
 
 def _exact(rows: list[dict[str, Any]]) -> list[str]:

@@ -4,9 +4,9 @@
     python -m benchmarks.experiments.reduction --quick    a few minutes; shows only that it works
 
 Parts: accuracy of every method on two held-out tasks; recovery by training; latency of towers with
-random weights; parity in every runtime; exactness and bytes. Each case is kept in runs/reduction
-once measured, so that a stopped experiment continues. `--parts`, `--models` and `--seeds` run some
-of them; rows of the others stay as they are in the results file.
+random weights; what a token costs a layer; parity in every runtime; exactness and bytes. Each case
+is kept in runs/reduction once measured, so that a stopped experiment continues. `--parts`,
+`--models` and `--seeds` run some of them; rows of the others stay as they are in the results file.
 """
 
 import argparse
@@ -25,13 +25,14 @@ from benchmarks.experiments import _reduction_exact as exactness
 from benchmarks.experiments import _reduction_latency as latency
 from benchmarks.experiments import _reduction_parity as parity
 from benchmarks.experiments import _reduction_recovery as recovery
+from benchmarks.experiments import _reduction_tokens as token_costs
 from benchmarks.experiments._reduction_claims import claims as claims
 from compress.atomic import write_json
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/reduction.json"
 RUNS, QUICK = ROOT / "runs/reduction", ROOT / "runs/reduction-quick"
-PARTS = ("accuracy", "recovery", "latency", "parity", "exact")
+PARTS = ("accuracy", "recovery", "latency", "tokens", "parity", "exact")
 MODELS = (latency.TEACHER, *latency.NAMES)
 
 Rows = list[dict[str, Any]]
@@ -52,6 +53,8 @@ def measure(part: str, folder: Path, given: argparse.Namespace, known: Rows) -> 
         names = [name for name in given.models if name != latency.TEACHER]
         kept = folder / "latency"
         return rows + latency.measure(kept, names, tasks.teacher.tokenizer, given.quick)
+    if part == "tokens":
+        return token_costs.measure(folder / "tokens")
     if part == "parity":
         return parity.measure(folder / "parity", given.quick)
     if part == "exact":

@@ -22,7 +22,7 @@ from compress.feed import Feed, open_feed
 from compress.learner import Batch, Learner
 from compress.masks import Inherit
 from compress.model import plain_image_tower
-from compress.objective import ALONE, NEED_BOTH_TOWERS, Objective
+from compress.objective import ALONE, FROM_PAIRS, NEED_BOTH_TOWERS, Objective
 from compress.phases import Phase, check_phases
 from compress.precision import autocast
 from compress.removal import attended
@@ -64,6 +64,11 @@ class Config(Training, Objective):
     """Stored augmentations of each image."""
     augment: Augment = Augment()
     """How strongly the images vary, the same for teacher and student."""
+    blend: float = Field(default=0.0, ge=0, le=1)
+    """Share of the pictures that are blended with another one of the batch, by a uniform weight,
+    for the student and its online teacher alike: more pictures to agree about than there are
+    (function matching: Beyer et al., 2022). Without the losses that take a caption for a picture's
+    right one."""
     template_captions: bool = False
     """Whether each training pair also has its name in every template of `data.templates` as a
     caption, so that the student reads the prompts it will be asked with."""
@@ -102,6 +107,15 @@ class Config(Training, Objective):
             raise ValueError(f"towers: {self.towers[0]} cannot learn by {wrong[0]} alone")
         if not self.needs_teacher:
             raise ValueError("towers: no loss asks the teacher, who would stand for the other one")
+        return self
+
+    @model_validator(mode="after")
+    def _blends_have_targets(self) -> "Config":
+        wrong = [name for name in FROM_PAIRS if self.used(name)]
+        if self.blend and wrong:
+            raise ValueError(f"blend: {wrong[0]} has no right caption for a blended picture")
+        if self.blend and (self.teacher != "online" or self.stream):
+            raise ValueError("blend needs `teacher: online`: no store holds blended pictures")
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,9 @@ import json
 from argparse import Namespace
 from typing import Any, get_args
 
+import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from tiny import tiny_clip
@@ -12,7 +15,7 @@ from tiny import tiny_clip
 from benchmarks import survival
 from benchmarks.experiments import _reduction_accuracy as accuracy
 from benchmarks.experiments import _reduction_claims as claims
-from benchmarks.experiments import _reduction_page, _reduction_parity, reduction
+from benchmarks.experiments import _reduction_page, _reduction_parity, _reduction_tokens, reduction
 from benchmarks.experiments._reduction_pareto import pareto
 from compress.clip import Clip
 from compress.schedule import Method, Reduction, Site
@@ -150,3 +153,28 @@ def test_only_what_was_measured_again_is_replaced() -> None:
     ]
     gone = [{"part": "latency", "model": "B/16"}, {"part": "recovery", "arm": "a", "seed": 1}]
     assert [row for row in kept + gone if not reduction.replaced(row, given)] == kept
+
+
+def test_the_floor_is_the_time_of_one_token() -> None:
+    row = {"part": "tokens", "target": "onnxruntime", "layers": 6, "width": 768}
+    times = {("int8", 1): 2.0, ("int8", 197): 8.0, ("fp32", 1): 3.0, ("fp32", 197): 30.0}
+    found = [
+        row | {"precision": precision, "tokens": tokens, "processor_p50_ms": ms}
+        for (precision, tokens), ms in times.items()
+    ]
+    floors = {("onnxruntime", "int8"): 0.25, ("onnxruntime", "fp32"): 0.1}
+    assert _reduction_tokens.floors(found) == floors
+    lines = _reduction_page._tokens(found)
+    assert "| 1 | 2.00 | 3.00 |" in lines and "| 1, of the most | 25% | 10% |" in lines
+
+
+def test_the_chain_multiplies_every_token_by_every_matrix() -> None:
+    made = _reduction_tokens.chain(3)
+    weights = [onnx.numpy_helper.to_array(weight) for weight in made.graph.initializer]
+    pixels = np.random.default_rng(1).normal(size=(1, 3, _reduction_tokens.WIDTH))
+    wanted = pixels = pixels.astype(np.float32)
+    for weight in weights:
+        wanted = wanted @ weight
+    session = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    [found] = session.run(None, {"pixels": pixels})
+    assert len(weights) == 24 and np.abs(found - wanted).max() < 1e-3

@@ -17,7 +17,7 @@ from compress import losses, terms
 from compress.batches import Sampler, embed_images, embed_texts
 from compress.data.store import FILE
 from compress.errors import PocketclipError
-from compress.feed import Batches, teacher_scales
+from compress.feed import Batches, Views, teacher_scales
 from compress.learner import Learner
 from compress.masks import Inherit
 from compress.objective import ALONE, EQUAL_WIDTHS, FROM_TEACHER, Ramp
@@ -63,10 +63,44 @@ def test_stored_embeddings_are_the_online_ones(student_work: Work, tmp_path: Pat
         student_work, stored.model_copy(update={"teacher": "online"}), batches.sampler, tmp_path
     )
     images = student_work.data.pairs.images[indices]
-    expected = online._teacher_images(images, batches.store.parameters[indices, view])
+    views = Views(images, batches.store.parameters[indices, view])
+    expected = online._teacher_images(views)
     # bfloat16 keeps 8 bits: unit vectors of width 16 agree to about 1e-2 per entry
     torch.testing.assert_close(teacher.u, expected, rtol=0, atol=2e-2)
     torch.testing.assert_close(teacher.v, online._teacher_texts(captions), rtol=0, atol=2e-2)
+
+
+def test_blended_pictures_are_the_same_for_both(student_work: Work, tmp_path: Path) -> None:
+    """Each picture is itself or a mix with the next one; the teacher embeds the very same."""
+    plain = Config(teacher="online", **SHORT)
+    cfg = plain.model_copy(update={"blend": 0.5})
+    sampler = Sampler(student_work.data.pairs)
+    alone = Batches(student_work, plain, sampler, tmp_path).at(3).pixels
+    batch = Batches(student_work, cfg, sampler, tmp_path).at(3)
+    blended = 0
+    for row in range(len(alone)):
+        toward = alone[(row + 1) % len(alone)] - alone[row]
+        moved = batch.pixels[row] - alone[row]
+        share = float((moved * toward).sum() / (toward * toward).sum())
+        assert 0 <= share <= 1
+        torch.testing.assert_close(moved, share * toward, rtol=0, atol=1e-5)
+        blended += share > 0
+    assert 0 < blended < len(alone)
+    with torch.no_grad():
+        expected = embed_images(student_work.teacher.model.image, batch.pixels)
+    torch.testing.assert_close(batch.teachers[0].u, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher": "online", "clip": 1.0}, "clip has no right caption"),
+        ({"teacher": "stored"}, "no store holds blended"),
+    ],
+)
+def test_blending_without_targets_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Config(blend=0.5, **SHORT, **settings)
 
 
 def test_a_store_of_another_teacher_is_refused(student_work: Work, tmp_path: Path) -> None:
