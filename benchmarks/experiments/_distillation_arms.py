@@ -17,9 +17,9 @@ BUDGETS = (24, 240)
 BATCH = 256
 BETWEEN = 80
 """Steps at which scratch and the best arms are measured too."""
-LONG = 1500
-"""Steps of the best arm's long run: as many pictures as three fifths of the quickstart's, and as
-many texts, which cost a tenth."""
+LONG, LONGEST = 1500, 3000
+"""Steps of the best arms' long runs. The first has as many pictures as three fifths of the
+quickstart's, and as many texts, which cost a tenth."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ SHAPE: Settings = {"vision": {"width": 128, "layers": 5}, "text": {"width": 96, 
 HALF: Settings = {"vision": {"layers": 5}, "text": {"layers": 3}}
 
 SCRATCH, AUTO, ALL, APART = "scratch", "auto inheritance + affinity", "all", "towers apart"
+OWN = "towers apart, own names"
 ARMS: dict[str, Arm] = {
     SCRATCH: Arm(None, (PLAIN,)),
     "affinity": Arm(None, (AFFINITY,)),
@@ -93,6 +94,7 @@ ARMS: dict[str, Arm] = {
     AUTO: Arm(HALF, (AFFINITY,)),
     ALL: Arm(PRINCIPAL, (BEST,)),
     APART: Arm(PRINCIPAL, (TEXT, IMAGE), shares=(0.5, 0.5), pooled_last=True),
+    OWN: Arm(PRINCIPAL, (TEXT, {**IMAGE, "own_bank": True}), shares=(0.5, 0.5), pooled_last=True),
 }
 
 
@@ -112,7 +114,7 @@ def distill_settings(arm: str, steps: int) -> list[Settings]:
         batch = settings["batch_size"]
         calibrated = math.ceil(share * chosen.calibrated / batch)
         settings["steps"] = int(share * num_samples(steps)) // batch - calibrated
-        full = {ALL: BUDGETS[-1], APART: LONG}.get(arm, 0)
+        full = {ALL: BUDGETS[-1], APART: LONG, OWN: LONGEST}.get(arm, 0)
         if steps < full:
             settings["lr"] *= math.sqrt(steps / full)  # no time to come back from large steps
         if arm == AUTO:
@@ -140,9 +142,10 @@ def jobs(quick: bool) -> list[tuple[str, int, int]]:
     """(arm, seed, steps) of every training, the best arms at last."""
     if quick:
         return [(arm, 0, 4) for arm in ARMS]
-    others = [arm for arm in ARMS if arm not in (ALL, APART)]
+    others = [arm for arm in ARMS if arm not in (ALL, APART, OWN)]
     found = [(arm, seed, n) for seed in SEEDS for n in BUDGETS for arm in others]
     found += [(SCRATCH, seed, BETWEEN) for seed in SEEDS]
     found += [(arm, seed, n) for arm in (ALL, APART) for seed in SEEDS
               for n in (0, *BUDGETS, BETWEEN)]  # fmt: skip
-    return found + [(APART, seed, LONG) for seed in SEEDS]
+    long = [(OWN, LONGEST), (APART, LONG)]
+    return found + [(arm, seed, n) for arm, n in long for seed in SEEDS]

@@ -118,9 +118,10 @@ class Bench:
         return TEACHER if model == "teacher" else run / STUDENT / "model.safetensors"
 
     def kept(self, name: str, model: str | None) -> Path:
-        """Where an arm's rows are kept: under the hash of the weights, so that those of others
-        aren't mistaken for them."""
-        return self.folder / (digest(self.weights(model))[:12] if model else "") / f"{name}.json"
+        """Where an arm's rows are kept: under the hash of the weights and the stage's version, so
+        that those of others aren't mistaken for them."""
+        weights = f"{digest(self.weights(model))[:12]}-{quantize.VERSION}" if model else ""
+        return self.folder / weights / f"{name}.json"
 
     def clip(self, model: str) -> Clip:
         return self.teacher if model == "teacher" else self.student

@@ -23,6 +23,7 @@ from compress.fold import fold
 from compress.inspect import num_macs
 from compress.model import ClipModel, initialise_
 from compress.preprocess import Preprocess
+from compress.schedule import Site
 from compress.sources import open_clip
 from compress.stages.exact import pooled_last
 from compress.stages.prune_tokens import Config, reduced, schedule
@@ -42,6 +43,8 @@ VARIANTS: dict[str, Config | None] = {
     "exact + guarded one site 0.45": Config(method="guarded", macs=0.45, at=(1,)),
     "exact + guarded one site 0.40": Config(method="guarded", macs=0.4, at=(1,)),
 }
+WHOLE_TILES = {"B/16": ((3, 79), (7, 15)), "L/14@336": ((7, 191), (15, 63))}
+"""Schedules of about 0.45 whose tokens fill tiles of 16 rows, the class token counted."""
 CONVOLUTIONS = "MobileCLIP2-S0"
 """A tower whose tokens nobody can drop, for comparison: its own library builds it."""
 NAMES = (*MODELS, CONVOLUTIONS)
@@ -78,6 +81,9 @@ def variants(clip: Clip, quick: bool) -> dict[str, Clip]:
         return {"full": clip}
     vision = plain_vision(clip.model.config, "reduction")
     chosen = list(VARIANTS.items())[: 3 if quick else None]
+    if clip.name in WHOLE_TILES and not quick:
+        sites = tuple(Site(layer=layer, keep=keep) for layer, keep in WHOLE_TILES[clip.name])
+        chosen.append(("exact + guarded whole tiles", Config(method="guarded", sites=sites)))
     found = {}
     for name, cfg in chosen:
         changed = clip if cfg is None else reduced(clip, schedule(vision, cfg))

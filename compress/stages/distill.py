@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from compress import parallel
-from compress.batches import NameBank
+from compress.batches import NameBank, embed_names
 from compress.clip import Clip, build
 from compress.data.augment import Augment
 from compress.feed import Feed, open_feed
@@ -57,6 +57,9 @@ class Config(Training, Objective):
     """The towers that learn. One left out keeps its weights and costs nothing: the teacher's
     embeddings stand for its own in every loss, so that the other learns towards a target that
     doesn't move. The student's embeddings must be as wide as those of its one teacher."""
+    own_bank: bool = False
+    """Where the text tower rests: whether `bank` ranks names by that tower's own embeddings of
+    them, as the finished student will, rather than by the teacher's."""
     synthetic: Literal["sum", "mix", "none"] = "sum"
     """Synthetic captions of a reinforced store. sum: the losses with real and with synthetic
     captions are added (MobileCLIP). mix: either of them, at random. none: real captions only."""
@@ -99,7 +102,11 @@ class Config(Training, Objective):
         if not self.towers:
             raise ValueError("towers: name at least one that learns")
         if len(set(self.towers)) == 2:
+            if self.own_bank:
+                raise ValueError("own_bank: the text tower learns too, so that its names are used")
             return self
+        if self.own_bank and not ("image" in self.towers and self.used("bank")):
+            raise ValueError("own_bank: no image tower learns by bank")
         of_images = () if "image" in self.towers else ("bank", "masked_feature")
         wrong = [name for name in (*NEED_BOTH_TOWERS, *of_images) if self.used(name)]
         wrong += ["inherit"] if self.inherit else []
@@ -184,15 +191,19 @@ class Banks:
         self.learner, self.used = learner, cfg.used("bank")
         self.teachers = feed.teacher_bank() if self.used else ()
         self.moves = self.used and "text" in cfg.towers
+        templates = list(work.data.templates)
         names = feed.names if self.moves else []
-        self.own = NameBank(learner.current, names, list(work.data.templates), cfg.bank_every)
+        self.own = NameBank(learner.current, names, templates, cfg.bank_every)
+        self.resting = self.teachers[0] if self.used else torch.empty(0)
+        if cfg.own_bank:
+            self.resting = embed_names(learner.current, feed.names, templates)
 
     def at(self, step: int) -> tuple[Tensor, tuple[Tensor, ...]] | None:
         """The banks for this step: the student's and each teacher's [C, E]."""
         if not self.used:
             return None
         if not self.moves:
-            return self.teachers[0], self.teachers
+            return self.resting, self.teachers
         self.own.clip = self.learner.current
         return self.own.at(step), self.teachers
 

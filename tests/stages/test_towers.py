@@ -14,7 +14,7 @@ from tiny import tiny_clip
 
 import compress.clip
 from compress import losses
-from compress.batches import embed_images, embed_texts
+from compress.batches import embed_images, embed_names, embed_texts
 from compress.data.captions import Captions
 from compress.errors import PocketclipError
 from compress.feed import Feed, open_feed
@@ -110,6 +110,19 @@ def test_a_resting_text_tower_leaves_the_teachers_bank(student_work: Work, tmp_p
     torch.testing.assert_close(bank[0], feed.teacher_bank()[0])
 
 
+def test_a_resting_text_tower_ranks_names_by_itself_where_asked(
+    student_work: Work, tmp_path: Path
+) -> None:
+    cfg = Config(towers=("image",), bank=1.0, affinity=0.0, own_bank=True, **SHORT)
+    feed, learner, _ = step(student_work, replace_bank(cfg), tmp_path)
+    banks = Banks(learner, feed, student_work, cfg)
+    student, [teacher] = banks.at(0) or (torch.empty(0), (torch.empty(0),))
+    templates = list(student_work.data.templates)
+    torch.testing.assert_close(student, embed_names(student_work.clip, feed.names, templates))
+    torch.testing.assert_close(teacher, feed.teacher_bank()[0])
+    assert banks.at(cfg.bank_every) is not None and not torch.allclose(student, teacher)
+
+
 def replace_bank(cfg: Config) -> Config:
     """The same without a bank, which a step by hand would lack."""
     return cfg.model_copy(update={"bank": 0.0, "feature": 1.0})
@@ -127,6 +140,8 @@ def replace_bank(cfg: Config) -> Config:
             "image cannot learn by inherit alone",
         ),
         ({"towers": ("image",), "affinity": 0.0, "clip": 1.0}, "no loss asks the teacher"),
+        ({"towers": ("text",), "own_bank": True}, "no image tower learns by bank"),
+        ({"bank": 1.0, "own_bank": True}, "the text tower learns too"),
     ],
 )
 def test_towers_that_cannot_learn_alone_are_refused(settings: dict[str, Any], message: str) -> None:
