@@ -13,16 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from compress.clip import Clip
-from compress.errors import GateFailed
 from compress.twin import float_twin
-from export import Unavailable, _batches, _bundle, _layers
+from export import Unavailable, _batches, _bundle, _layers, _proto
 
 VERSION = 1
 REQUIRES = ""
 FILES = {"image": "image.onnx", "text": "text.onnx"}
-
-# One protobuf message holds 2 GB; larger weights go to a file beside the graph.
-EMBED_LIMIT_BYTES = 1_900_000_000
 
 
 class Config(BaseModel):
@@ -129,7 +125,7 @@ def diagnose(
     import onnx
 
     plain = graph(clip, tower, batch, Config().opset)
-    if _weight_bytes(plain) >= EMBED_LIMIT_BYTES:
+    if not _proto.fits_one_message(plain):
         return "; its layers are too large to compare"
     changed = onnx.load(folder / f"{tower}.onnx")
     module = unit(clip, tower)
@@ -188,8 +184,6 @@ def any_length(clip: Clip) -> bool:
 
 
 def _exported(module: nn.Module, tower: str, inputs: Tensor, opset: int, free: Any) -> Any:
-    import onnx
-
     program = torch.onnx.export(
         module,
         (inputs,),
@@ -202,20 +196,14 @@ def _exported(module: nn.Module, tower: str, inputs: Tensor, opset: int, free: A
         verbose=False,
     )
     assert program is not None
-    _fold_weights(program)
-    model = program.model_proto
-    _tidy(model)
-    _finite(model, tower)
-    if _weight_bytes(model) < EMBED_LIMIT_BYTES:
-        onnx.checker.check_model(model, full_check=True)
-    return model
+    return _proto.finished(program, tower)
 
 
 def save(model: Any, path: Path) -> None:
     """Write the graph; weights too large for one message go to `<name>.data` beside it."""
     import onnx
 
-    if _weight_bytes(model) < EMBED_LIMIT_BYTES:
+    if _proto.fits_one_message(model):
         onnx.save_model(model, path)
     else:
         location = f"{path.name}.data"
@@ -229,41 +217,6 @@ def rename_(model: Any, names: Mapping[str, str]) -> None:
     for node in model.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
-
-
-def _fold_weights(program: Any) -> None:
-    """Compute what follows from weights alone; torch does so only for small ones."""
-    from onnxscript import optimizer
-
-    optimizer.fold_constants(
-        program.model,
-        onnx_shape_inference=False,
-        input_size_limit=EMBED_LIMIT_BYTES,
-        output_size_limit=EMBED_LIMIT_BYTES,
-    )
-    optimizer.remove_unused_nodes(program.model)
-
-
-def _tidy(model: Any) -> None:
-    """Drop the exporter's notes: source paths and module names help nobody who runs the file."""
-    del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
-    for entry in (*model.graph.node, *model.graph.initializer, *model.graph.input):
-        entry.doc_string = ""
-        del entry.metadata_props[:]
-
-
-def _finite(model: Any, tower: str) -> None:
-    """Infinities become NaN in half precision and ruin the ranges of integer graphs."""
-    from onnx import numpy_helper
-
-    for tensor in model.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise GateFailed(f"{tower} tower: {tensor.name} holds NaN or infinity")
-
-
-def _weight_bytes(model: Any) -> int:
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
 def _session(source: Path | bytes, device: str, threads: int | None) -> Any:

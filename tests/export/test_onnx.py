@@ -18,7 +18,7 @@ from tiny import tiny_clip
 from compress import atomic
 from compress.clip import Clip, TorchEncoder
 from compress.errors import GateFailed, PocketclipError
-from export import _bundle, _goldens, _parity
+from export import _bundle, _goldens, _parity, _proto
 from export import onnx as exporter
 from export._verify import verify
 
@@ -95,7 +95,7 @@ def test_batch_of_three_gives_the_same_rows_for_any_number_of_inputs(tmp_path: P
 def test_large_weights_go_beside_the_graph_and_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter, "EMBED_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(_proto, "EMBED_LIMIT_BYTES", 1000)
     exporter.write(tiny_clip(), exporter.Config(), tmp_path / "out")
     assert (tmp_path / "out" / "image.onnx").stat().st_size < 60_000
     files = json.loads((tmp_path / "out" / "bundle.json").read_text())["files"]
@@ -240,3 +240,14 @@ def test_rank_overlap_counts_what_is_common() -> None:
 def test_unknown_setting_is_refused() -> None:
     with pytest.raises(ValidationError):
         exporter.Config.model_validate({"bacth": 1})
+
+
+def test_the_check_sees_a_broken_graph_without_its_weights() -> None:
+    model = exporter.graph(tiny_clip(), "image", 1, 20)
+    skeleton = _proto.skeleton(model)
+    assert skeleton.ByteSize() < model.ByteSize() / 3
+    onnx.checker.check_model(skeleton, full_check=True)
+    multiply = next(node for node in model.graph.node if node.op_type == "MatMul")
+    multiply.input[1] = multiply.input[0]
+    with pytest.raises(onnx.shape_inference.InferenceError):
+        onnx.checker.check_model(_proto.skeleton(model), full_check=True)
