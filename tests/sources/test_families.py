@@ -261,6 +261,8 @@ def test_folding_keeps_the_function_and_is_refused_to_be_forgotten() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     num_params = [sum(p.numel() for p in c.model.image.parameters()) for c in (clip, folded)]
     assert num_params[1] < num_params[0]
+    texts = (clip.model.text.parameters(), folded.model.text.parameters())
+    assert all(mine is theirs for mine, theirs in zip(*texts, strict=True)), "text is held twice"
 
 
 def test_structural_stages_refuse_other_towers_by_name() -> None:
