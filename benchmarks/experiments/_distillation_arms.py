@@ -17,7 +17,7 @@ BUDGETS = (24, 240)
 BATCH = 256
 BETWEEN = 80
 """Steps at which scratch and the best arms are measured too."""
-LONG, LONGEST = 1500, 3000
+LONG, LONGEST = 1500, 4000
 """Steps of the best arms' long runs. The first has as many pictures as three fifths of the
 quickstart's, and as many texts, which cost a tenth."""
 
