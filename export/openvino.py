@@ -5,7 +5,6 @@ precision is pinned by `inference_precision`, written into the bundle, and read 
 """
 
 import json
-import logging
 import platform
 from functools import partial
 from pathlib import Path
@@ -18,10 +17,10 @@ from torch import Tensor
 from compress.clip import Clip
 from compress.scheme import Scheme
 from compress.twin import float_twin
-from export import Unavailable, _batches, _bundle, _calibration, _saturation, _scheme
+from export import Unavailable, _batches, _bundle, _calibration, _integers, _saturation, _scheme
 from export import onnx as portable
 
-VERSION = 1
+VERSION = 2
 REQUIRES = "openvino"
 HONOURS_SCHEME = True
 
@@ -126,7 +125,7 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
             portable.save(graph, source)
             model = ov.convert_model(source)
             if not schemed:
-                model = compress(model, tower, cfg, samples)
+                model = _integers.compress(model, tower, cfg, samples)
             ov.save_model(model, folder / f"{tower}.xml", compress_to_fp16=half)
             for file in folder.glob(f"{source.name}*"):
                 file.unlink()
@@ -183,33 +182,6 @@ def spec(
         USAGE,
         runtime,
         requirements="openvino",
-    )
-
-
-def compress(model: Any, tower: str, cfg: Config, samples: _calibration.Calibration | None) -> Any:
-    """A float OpenVINO model -> the same with the integers that `cfg.precision` asks for."""
-    if cfg.precision in ("fp32", "fp16"):
-        return model
-    nncf = _nncf()
-    if cfg.precision == "int8-weights":
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
-    if cfg.precision == "int4":
-        mode = nncf.CompressWeightsMode.INT4_SYM
-        return nncf.compress_weights(
-            model, mode=mode, group_size=cfg.group_size, ratio=1.0, all_layers=True
-        )
-    assert samples is not None
-    alpha = -1.0 if cfg.smooth_quant is None else cfg.smooth_quant
-    rows = [np.repeat(row, cfg.batch, axis=0) for row in samples.rows(tower)]
-    return nncf.quantize(
-        model,
-        nncf.Dataset(rows),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(rows),
-        fast_bias_correction=True,
-        advanced_parameters=nncf.AdvancedQuantizationParameters(
-            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha)
-        ),
     )
 
 
@@ -281,15 +253,6 @@ def _openvino() -> Any:
     except ImportError:
         raise Unavailable("openvino is not installed: pip install 'pocketclip[openvino]'") from None
     return openvino
-
-
-def _nncf() -> Any:
-    try:
-        import nncf
-    except ImportError:
-        raise Unavailable("nncf is not installed: pip install 'pocketclip[openvino]'") from None
-    logging.getLogger("nncf").setLevel(logging.WARNING)
-    return nncf
 
 
 USAGE = '''\

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from compress import plugin
 from compress.clip import TorchEncoder, load, save
 from compress.stages import exact, prune_tokens, quantize
 from compress.work import Work
-from export import Unavailable, onnxruntime
+from export import Unavailable, onnxruntime, openvino
 
 PIXELS = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
@@ -37,14 +38,17 @@ def test_a_reduced_tower_is_quantized_and_says_nearly_the_same(
     assert torch.equal(TorchEncoder(again).encode_image(PIXELS), found)
 
 
+@pytest.mark.parametrize("exporter", [onnxruntime, openvino])
 @pytest.mark.parametrize("scheme", [False, True])
-def test_its_int8_files_pass_parity(smaller: Work, tmp_path: Path, scheme: bool) -> None:
-    clip = smaller.clip
+def test_its_int8_files_pass_parity(
+    smaller: Work, tmp_path: Path, scheme: bool, exporter: ModuleType
+) -> None:
+    clip = replace(smaller.clip, data=smaller.data)
     if scheme:
         clip = quantize.run(smaller, quantize.Config(), tmp_path / "quantize").clip
     folder = tmp_path / "bundle"
-    onnxruntime.write(clip, onnxruntime.Config(precision="int8", min_cosine=0.97), folder)
-    found = onnxruntime.load(folder).encode_image(PIXELS)
+    exporter.write(clip, exporter.Config(precision="int8", min_cosine=0.97), folder)
+    found = exporter.load(folder).encode_image(PIXELS)
     wanted = TorchEncoder(clip).encode_image(PIXELS)
     assert float(F.cosine_similarity(found, wanted).min()) > 0.97
 

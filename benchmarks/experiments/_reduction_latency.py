@@ -29,7 +29,7 @@ from compress.stages.exact import pooled_last
 from compress.stages.prune_tokens import Config, reduced, schedule
 from compress.structure import ClipConfig, TextConfig, VisionConfig, plain_vision
 from compress.tokenizer import Tokenizer
-from export import _int8
+from export import _int8, _integers
 from export import onnx as portable
 
 MODELS = {"B/32": (224, 32, 768, 12), "B/16": (224, 16, 768, 12), "L/14@336": (336, 14, 1024, 24)}
@@ -220,8 +220,13 @@ def openvino(path: Path, shape: tuple[int, ...], float_too: bool) -> list[tuple[
     if not whole.exists():
         noise = [np.random.default_rng(n).normal(size=shape) for n in range(2)]
         samples = nncf.Dataset([row.astype(np.float32) for row in noise])
+        model = core.read_model(path)
         made = nncf.quantize(
-            core.read_model(path), samples, model_type=nncf.ModelType.TRANSFORMER, subset_size=2
+            model,
+            samples,
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=2,
+            ignored_scope=nncf.IgnoredScope(names=_integers.floating(model)),
         )
         ov.save_model(made, whole, compress_to_fp16=False)
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
