@@ -63,7 +63,7 @@ class Reducer(nn.Module):
         num = x.shape[1] - first
         keep = self._num_kept(num)
         if keep >= num:
-            return torch.eye(num, device=x.device).expand(len(x), -1, -1)
+            return torch.eye(num, device=x.device).expand(x.shape[0], -1, -1)
         return self._mixing(x[:, first:], x, normed, attention, size[:, first:], keep)[0]
 
     def _num_kept(self, num: int) -> int:
@@ -84,7 +84,7 @@ class Reducer(nn.Module):
         method, num = self.config.method, patches.shape[1]
         first = self.class_tokens
         if method in ("grid", "random"):
-            kept = torch.tensor(self._places(num)[:keep], device=x.device).expand(len(x), -1)
+            kept = torch.tensor(self._places(num)[:keep], device=x.device).expand(x.shape[0], -1)
             return self._dropping(kept, num)
         if method == "tome":
             return _both(

@@ -60,7 +60,7 @@ def bipartite(metric: Tensor, num_kept: int, first: int) -> Tensor:
     best, nearest = scores.max(dim=-1)  # [B, A]
     order = top(-best, num_sources)  # the least similar first
     stay = first + 2 * order[:, : num_sources - merged]
-    targets = torch.arange(1 - first, num, 2, device=metric.device).expand(len(metric), -1)
+    targets = torch.arange(1 - first, num, 2, device=metric.device).expand(metric.shape[0], -1)
     kept = torch.cat([stay, targets], dim=1)
     return merging(kept, _interleave(1 - first + 2 * nearest, targets, first), num)
 
@@ -135,7 +135,7 @@ def top_beside(scores: Tensor, guard: Tensor, num: int) -> Tensor:
     """Guarded tokens [G], then the best others: scores [B, P], below 3 -> indices [B, num]."""
     barred = one_hot(guard.unsqueeze(0), scores.shape[1]).sum(dim=1)  # [1, P]
     rest = top(scores + NEVER * barred, num - len(guard))
-    return torch.cat([guard.expand(len(scores), -1), rest], dim=1)
+    return torch.cat([guard.expand(scores.shape[0], -1), rest], dim=1)
 
 
 def best_rows(scores: Tensor, side: int, num_kept: int) -> Tensor:

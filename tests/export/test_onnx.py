@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -18,6 +19,8 @@ from tiny import tiny_clip
 from compress import atomic
 from compress.clip import Clip, TorchEncoder
 from compress.errors import GateFailed, PocketclipError
+from compress.schedule import Method, Reduction, Site
+from compress.stages.prune_tokens import reduced
 from export import _bundle, _goldens, _parity, _proto
 from export import onnx as exporter
 from export._verify import verify
@@ -251,3 +254,19 @@ def test_the_check_sees_a_broken_graph_without_its_weights() -> None:
     multiply.input[1] = multiply.input[0]
     with pytest.raises(onnx.shape_inference.InferenceError):
         onnx.checker.check_model(_proto.skeleton(model), full_check=True)
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_reduced_towers_take_any_number_of_pictures(method: str, tmp_path: Path) -> None:
+    whole = tiny_clip(layers=3)
+    guard = {"guard": 4} if method in ("guarded", "feather") else {}
+    sites = (Site(layer=0, keep=12), Site(layer=1, keep=8))
+    clip = reduced(whole, Reduction.model_validate({"method": method, "sites": sites, **guard}))
+    path = tmp_path / "image.onnx"
+    exporter.save(exporter.open_graph(clip, "image", 20), path)
+    session = exporter._session(path, "cpu", 1)
+    for num in (1, 3):
+        pixels = torch.rand(num, 3, 32, 32, generator=torch.Generator().manual_seed(num))
+        [found] = session.run(None, {"pixels": pixels.numpy()})
+        wanted = TorchEncoder(clip).encode_image(pixels)
+        torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=0, atol=1e-4)
