@@ -56,15 +56,16 @@ def static(model: Any, rows: list[np.ndarray], reduce_range: bool) -> Any:
     """Symmetric int8 QDQ around every product with constant weights, ranges from `rows`.
 
     rows: inputs of one call each. Weights have a scale per output column. Products of two
-    activations stay float: quantizing all operators ruins text towers.
+    activations stay float, as quantizing all operators ruins text towers, and so do those with a
+    matrix for each head, for which there is no integer kernel with a scale per column.
     """
     from onnxruntime import quantization
 
     logging.getLogger().addFilter(_unwanted)
     options = {"ActivationSymmetric": True, "WeightSymmetric": True}
-    constants = {tensor.name for tensor in model.graph.initializer}
+    matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
     products = [n for n in model.graph.node if n.op_type == "MatMul"]
-    mixed = [n.name for n in products if not constants & set(n.input)]
+    others = [n.name for n in products if not matrices & set(n.input)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "static.onnx"
         quantization.quantize_static(
@@ -73,7 +74,7 @@ def static(model: Any, rows: list[np.ndarray], reduce_range: bool) -> Any:
             _reader(model.graph.input[0].name, rows),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=[*MATRICES, "Conv"],
-            nodes_to_exclude=mixed,
+            nodes_to_exclude=others,
             per_channel=True,
             reduce_range=reduce_range,
             extra_options=options,

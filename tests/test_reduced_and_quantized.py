@@ -55,7 +55,12 @@ def test_its_int8_files_pass_parity(
 
 @pytest.mark.parametrize(
     "target, precision, least",
-    [("openvino", "fp32", 0.9999), ("openvino", "int8", 0.95), ("mnn", "w8", 0.98)],
+    [
+        ("openvino", "fp32", 0.9999),
+        ("onnxruntime", "int8-static", 0.95),
+        ("openvino", "int8", 0.95),
+        ("mnn", "w8", 0.98),
+    ],
 )
 def test_other_runtimes_run_the_reduced_graph_in_floats_and_integers(
     smaller: Work, tmp_path: Path, target: str, precision: str, least: float
