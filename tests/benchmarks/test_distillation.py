@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks.distillation_table import distillation, samples_needed
 from benchmarks.experiments import _distillation_arms as arms
 from benchmarks.experiments import distillation as experiment
 from benchmarks.experiments._distillation_claims import STEPS, claims
 from compress.stages import distill, inherit
+
+RECIPES = Path(__file__).parents[2] / "recipes/emoji"
 
 
 def arm(name: str, samples: int, top1: float, seconds: float) -> list[dict[str, Any]]:
@@ -111,3 +114,17 @@ def test_a_committed_row_stands_while_its_settings_do(
     own = {**row, "top1": 0.25}
     experiment.row_file(tmp_path, "scratch", 1, 24).write_text(json.dumps(own))
     assert experiment.kept_row(tmp_path, "scratch", 1, 24) == own
+
+
+def test_the_recipe_of_both_towers_is_the_best_arm() -> None:
+    recipe = yaml.safe_load((RECIPES / "towers.yaml").read_text())
+    of_stages = [next(iter(stage.items())) for stage in recipe["stages"]]
+    mine = [distill.Config.model_validate(cfg) for name, cfg in of_stages if name == "distill"]
+    given = arms.distill_settings(arms.OWN, arms.LONGEST)
+    theirs = [distill.Config.model_validate(cfg) for cfg in given]
+    # The store has the augmentation; captions get prompts in the experiment's data.
+    apart = {"augment", "template_captions", "checkpoint_every"}
+    for own, arm in zip(mine, theirs, strict=True):
+        assert own.model_dump(exclude=apart) == arm.model_dump(exclude=apart)
+    [shape] = [cfg for name, cfg in of_stages if name == "inherit"]
+    assert inherit.Config.model_validate(shape) == inherit.Config.model_validate(arms.PRINCIPAL)
