@@ -1,5 +1,6 @@
 """What the distillation experiment claims, computed from its rows alone."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -79,25 +80,32 @@ def _kept(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _same_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each arm against scratch at no more CPU time than scratch's full budget took on the same
-    machine; an arm of another machine makes no claim.
+    """Each arm against scratch at the CPU time of scratch's full budget on the same machine.
+
+    An arm that took longer at its largest budget counts with what it has by then, log-linear in
+    time between the budgets before and after, as the table does with samples. An arm of another
+    machine, or one that takes longer at its smallest budget, makes no claim.
     """
     full = max(_curve(rows, SCRATCH))
     scratch = _which(rows, arm=SCRATCH, samples=full)
     limit, found = _mean(rows, scratch, "train_cpu_seconds"), []
     machine = rows[scratch[0]].get("cpu")
     for arm in _small(rows):
-        fits = [
-            which
-            for samples in _curve(rows, arm)
-            if (which := _which(rows, arm=arm, samples=samples, cpu=machine))
-            and _mean(rows, which, "train_cpu_seconds") <= limit * 1.05
-        ]
-        if arm == SCRATCH or not fits:
+        runs = [which for samples in _curve(rows, arm)
+                if (which := _which(rows, arm=arm, samples=samples, cpu=machine))]  # fmt: skip
+        times = [_mean(rows, which, "train_cpu_seconds") for which in runs]
+        before = [n for n, seconds in enumerate(times) if seconds <= limit]
+        if arm == SCRATCH or not before:
             continue
-        gain = _mean(rows, fits[-1], "top1") - _mean(rows, scratch, "top1")
+        last = before[-1]
+        top1, used = _mean(rows, runs[last], "top1"), runs[last]
+        if last + 1 < len(runs):
+            part = math.log(limit / times[last]) / math.log(times[last + 1] / times[last])
+            top1 += part * (_mean(rows, runs[last + 1], "top1") - top1)
+            used = [*used, *runs[last + 1]]
+        gain = top1 - _mean(rows, scratch, "top1")
         name = f"'{arm}' over scratch at equal time, top-1"
-        found.append(_entry(name, gain, 0.0, "fraction", "higher", [*scratch, *fits[-1]]))
+        found.append(_entry(name, gain, 0.0, "fraction", "higher", [*scratch, *used]))
     return found
 
 
