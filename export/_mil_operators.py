@@ -195,6 +195,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "tanh": lambda x: torch.tanh(x),
     "erf": lambda x: torch.erf(x),
     "exp": lambda x: torch.exp(x),
+    "log": lambda x, epsilon=1e-45: torch.log(x + epsilon),
     "abs": lambda x: torch.abs(x),
     "round": lambda x: torch.round(x),
     "sqrt": lambda x: torch.sqrt(x),
