@@ -1,6 +1,6 @@
 """What a student learns from: every way of distillation at equal samples and at equal time.
 
-    python -m benchmarks.experiments.distillation            about an hour and a half on two cores
+    python -m benchmarks.experiments.distillation            about four hours on two cores
     python -m benchmarks.experiments.distillation --quick    minutes; shows only that it works
     python -m benchmarks.experiments.distillation --finished   train no more, write what there is
 
