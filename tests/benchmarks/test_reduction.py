@@ -178,3 +178,11 @@ def test_the_chain_multiplies_every_token_by_every_matrix() -> None:
     session = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
     [found] = session.run(None, {"pixels": pixels})
     assert len(weights) == 24 and np.abs(found - wanted).max() < 1e-3
+
+
+def test_a_fast_file_that_computes_something_else_makes_no_claim() -> None:
+    wrong = [row | {"cosine": 0.95} if row.get("variant") == claims.BEST else row for row in rows()]
+    names = {claim["name"] for claim in claims.claims(rows())}
+    speed = "B/16: int8 + tokens + exact passes over ONNX Runtime fp32, 1 thread"
+    assert speed in names
+    assert speed not in {claim["name"] for claim in claims.claims(wrong)}
