@@ -17,6 +17,23 @@ PLOT = ROOT / "docs/scaling.svg"
 FORMATS = {"fraction": "{:.1%}", "ratio": "{:.2f}x", "count": "{:.0f}", "exponent": "{:.2f}"}
 TABLES = {
     "latency": ("path", "tower", "repeat", "p50_ms", "min_ms", "tool", "p50_ms_other"),
+    "gpu": (
+        "part",
+        "model",
+        "tower",
+        "target",
+        "precision",
+        "batch",
+        "host",
+        "p50_ms",
+        "p50_ms_ci95",
+        "worst_cosine",
+        "worst_cosine_simulated",
+        "reason",
+        "train_seconds",
+        "top1",
+        "beside",
+    ),
     "scaling": ("curve", "size", "p50_ms", "exponent", "exponent_ci95"),
 }
 """Columns of the experiments whose rows are shown one by one."""
@@ -37,6 +54,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         parts += _rows(result["rows"], TABLES[name]) if name in TABLES else []
         own = results_tables.BY_NAME.get(name)
         parts += own(result["rows"]) if own else []
+        parts += [result["note"], ""] if "note" in result else []
         parts += [
             f"`{result['command']}`, {result['date']}, {about['cores']} cores of {about['cpu']}: "
             f"`benchmarks/results/{name}.json`."

@@ -45,16 +45,27 @@ def build(path: Path, capability: str | None) -> bytes:
     if not parser.parse_from_file(str(path)):
         raise GateFailed(f"TensorRT cannot parse {path.name}: {parser.get_error(0).desc()}")
     config = builder.create_builder_config()
-    if capability is not None:
-        kind = getattr(trt.ComputeCapability, capability, None)
-        if kind is None:
-            raise Unavailable(f"{trt.__name__} {trt.__version__} doesn't build for {capability}")
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(kind, 0)
+    aim(trt, config, capability)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise GateFailed(f"TensorRT cannot build {path.name}: {'; '.join(logger.said[-2:])}")
     return bytes(plan)
+
+
+def aim(trt: Any, config: Any, capability: str | None) -> None:
+    """Build for `capability`; None: for the GPU that is here.
+
+    tensorrt-rtx must be told that too: what it builds by default leaves Turing out. `tensorrt` has
+    no choice. Raises Unavailable for a kind of GPU that the package doesn't know.
+    """
+    kinds = getattr(trt, "ComputeCapability", None)
+    if kinds is None and capability is None:
+        return
+    kind = getattr(kinds, capability or "CURRENT", None)
+    if kind is None:
+        raise Unavailable(f"{trt.__name__} {trt.__version__} doesn't build for {capability}")
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(kind, 0)
 
 
 def engine(path: Path) -> bytes:
@@ -88,9 +99,15 @@ class Engine:
 
     def __init__(self, path: Path) -> None:
         trt = module()
-        self.engine = trt.Runtime(_logger(trt)).deserialize_cuda_engine(engine(path))
+        logger = _logger(trt)
+        self.engine = trt.Runtime(logger).deserialize_cuda_engine(engine(path))
         if self.engine is None:
-            raise Unavailable(f"{path.name}: TensorRT {trt.__version__} refuses its own engine")
+            gpu = torch.cuda.get_device_name(0)
+            said = "; ".join(logger.said[-2:]) or "it does not say why"
+            raise Unavailable(
+                f"{path.name}: {trt.__name__} {trt.__version__} refuses its own engine on {gpu}: "
+                f"{said} (tensorrt-rtx is for RTX GPUs; data centre GPUs need tensorrt)"
+            )
         self.context = self.engine.create_execution_context()
         self.source, self.target = (self.engine.get_tensor_name(i) for i in range(2))
         shape = tuple(self.engine.get_tensor_shape(self.target))

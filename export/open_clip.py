@@ -89,14 +89,18 @@ def refuses(clip: Clip) -> str | None:
 
 
 def load(folder: Path, device: str = "cpu", threads: int | None = None) -> TorchEncoder:
-    """Open the folder through the same door as anybody's checkpoint."""
+    """Open the folder through the same door as anybody's checkpoint, on the CPU or a GPU."""
     from compress.sources.open_clip import load as load_source
 
-    if device != "cpu":
-        raise Unavailable(f"open_clip folders are checked on the CPU, not on {device}")
+    if device not in ("cpu", "cuda"):
+        raise Unavailable(f"open_clip folders are opened on cpu or cuda, not on {device}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Unavailable("no CUDA device, or a torch without CUDA")
     if threads is not None:
         torch.set_num_threads(threads)
-    return TorchEncoder(load_source(f"local-dir:{folder}"))
+    encoder = TorchEncoder(load_source(f"local-dir:{folder}"))
+    encoder.model.to(device)
+    return encoder
 
 
 def open_clip_config(clip: Clip) -> dict[str, Any]:

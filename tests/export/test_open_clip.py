@@ -19,6 +19,7 @@ from compress.sources import _open_clip, folder
 from compress.stages.inherit import Config as Inherit
 from compress.stages.inherit import VisionShape, run
 from compress.work import Work
+from export import Unavailable
 from export.open_clip import Config, load, write
 
 TEXTS = ["", "a red square", "x" * 80, "Ünïcode", "红色方块", "🟥"]
@@ -156,3 +157,18 @@ def test_a_siglip_shape_that_timm_lacks_is_refused(
     monkeypatch.delitem(_registry._model_entrypoints, "vit_tiny_siglip")
     with pytest.raises(PocketclipError, match=r"no word for attention pooling; .* timm has no"):
         write(ours, Config(), tmp_path / "out")
+
+
+def test_a_folder_opens_where_it_is_asked_to(clip: Clip, tmp_path: Path) -> None:
+    write(clip, Config(precision="fp32"), tmp_path / "out")
+    with pytest.raises(Unavailable, match="opened on cpu or cuda, not on mps"):
+        load(tmp_path / "out", "mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(Unavailable, match="no CUDA device"):
+            load(tmp_path / "out", "cuda")
+        return
+    tokens = clip.tokenizer(TEXTS)
+    found = load(tmp_path / "out", "cuda").encode_text(tokens.cuda())
+    assert found.is_cuda
+    wanted = load(tmp_path / "out").encode_text(tokens)
+    assert (found.cpu() * wanted).sum(1).min() > 0.9999

@@ -3,6 +3,7 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -129,6 +130,38 @@ def test_weights_come_back_to_half_a_step(kind: _qdq.Kind, axis: int) -> None:
     step = scale.max() if kind is _qdq.INT8 else np.abs(weight).max() / 8
     assert np.abs(back - weight).max() <= 0.5 * step + 1e-6
     assert bits.dtype == (np.int8 if kind is _qdq.INT8 else ml_dtypes.float8_e4m3fn)
+
+
+def test_an_engine_is_built_for_the_gpu_that_is_here_unless_another_is_named() -> None:
+    """tensorrt-rtx leaves Turing out of what it builds by default."""
+    asked: list[tuple[Any, int]] = []
+    config = SimpleNamespace(set_compute_capability=lambda kind, place: asked.append((kind, place)))
+    kinds = SimpleNamespace(CURRENT="here", SM89="Ada")
+    rtx = SimpleNamespace(__name__="tensorrt_rtx", __version__="1", ComputeCapability=kinds)
+    _engines.aim(rtx, config, None)
+    _engines.aim(rtx, config, "SM89")
+    assert asked == [("here", 0), ("Ada", 0)] and config.num_compute_capabilities == 1
+    with pytest.raises(Unavailable, match="tensorrt_rtx 1 doesn't build for SM90"):
+        _engines.aim(rtx, config, "SM90")
+    _engines.aim(SimpleNamespace(__name__="tensorrt"), None, None)
+
+
+def test_an_engine_that_is_refused_says_by_whom_on_what_and_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Refusing:
+        def __init__(self, logger: Any) -> None:
+            logger.log(_engines.module().ILogger.ERROR, "built for another kind of GPU")
+
+        def deserialize_cuda_engine(self, plan: bytes) -> None:
+            return None
+
+    monkeypatch.setattr(_engines, "engine", lambda path: b"plan")
+    monkeypatch.setattr(_engines.module(), "Runtime", Refusing)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H100")
+    wanted = r"image\.onnx: .* refuses its own engine on NVIDIA H100: built for another kind of GPU"
+    with pytest.raises(Unavailable, match=wanted + ".*need tensorrt"):
+        _engines.Engine(tmp_path / "image.onnx")
 
 
 def test_without_a_gpu_loading_says_why(bundle: Path) -> None:
