@@ -41,9 +41,11 @@ def describe(clip: Clip) -> dict[str, Any]:
 
 
 def num_macs(config: ClipConfig) -> dict[str, int]:
-    """Multiply-adds of each tower for one sample; looking a token up multiplies nothing."""
+    """Multiply-adds of each tower for one sample; looking a token up multiplies nothing, and
+    rounding changes nothing.
+    """
     with torch.device("meta"):
-        model = ClipModel(config).eval()
+        model = ClipModel(config.model_copy(update={"scheme": None})).eval()
         size = config.vision.image_size
         inputs = {
             "image": torch.zeros(1, 3, size, size),

@@ -33,6 +33,9 @@ class DataSettings(BaseModel):
     """JSON list of {"concept", "name"}: all zero-shot classes."""
     templates: tuple[str, ...] = ("{}",)
     """Zero-shot prompts; {} stands for the class name."""
+    captions: Literal["own", "none"] = "own"
+    """own: every training image has captions beside it. none: pictures alone, for quantization, for
+    search of token schedules, and for distillation of the image tower towards the teacher's."""
     image_size: int | None = Field(default=None, ge=8)
     """Pixels a side at which training images are kept in memory: the short side resized, the centre
     cropped. By default what the model takes. Splits are measured on pictures as they come."""
@@ -103,6 +106,7 @@ class Recipe(BaseModel):
             classes_file=self.folder / data.classes if data.classes else None,
             templates=data.templates,
             image_size=data.image_size,
+            captions=data.captions,
         )
 
     def resolved(self) -> str:
@@ -134,11 +138,12 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     raw = read(path, problems)
     for override in overrides or []:
         apply_override(raw, override, problems)
+    data = validate(DataSettings, raw.get("data") or {}, ("data",), problems) or DataSettings()
+    alone = data.captions == "none"
     rows = {
-        "stages": steps(raw, "stages", plugin.STAGES, path.parent, problems),
+        "stages": steps(raw, "stages", plugin.STAGES, path.parent, problems, alone),
         "export": steps(raw, "export", plugin.EXPORTERS, path.parent, problems),
     }
-    data = validate(DataSettings, raw.get("data") or {}, ("data",), problems) or DataSettings()
     _check_data(data, path.parent, problems)
     _check_model(raw.get("model"), path.parent, problems)
     _check_exports(rows["export"], problems)
@@ -150,9 +155,18 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def steps(
-    raw: dict[str, Any], key: str, package: str, base: Path, problems: Problems
+    raw: dict[str, Any],
+    key: str,
+    package: str,
+    base: Path,
+    problems: Problems,
+    alone: bool = False,
 ) -> list[Step]:
-    """Check each one-key mapping of `stages:` or `export:` against the Config in its file."""
+    """Check each one-key mapping of `stages:` or `export:` against the Config in its file.
+
+    alone: pictures come without captions, and a stage that needs them is a mistake:
+    `needs_captions` of its file says why.
+    """
     rows = raw.get(key) or []
     if not isinstance(rows, list):
         problems.add((key,), "a list is needed: one `- name: {settings}` per line")
@@ -170,14 +184,19 @@ def steps(
                 (key, index, name), f"unknown {'stage' if key == 'stages' else 'target'}{known}"
             )
             continue
-        config_class = plugin.find(package, name).Config
+        module = plugin.find(package, name)
+        config_class = module.Config
         settings = settings or {}
         for field in _path_fields(config_class, settings):
             _check_file((key, index, name, field), settings[field], base, problems)
             settings = {**settings, field: str(base.absolute() / settings[field])}
         config = validate(config_class, settings, (key, index, name), problems)
-        if config is not None:
-            found.append(Step(name=name, config=config))
+        if config is None:
+            continue
+        found.append(Step(name=name, config=config))
+        reason = module.needs_captions(config) if hasattr(module, "needs_captions") else None
+        if alone and reason:
+            problems.add((key, index, name), f"data.captions is none, but {reason}")
     return found
 
 

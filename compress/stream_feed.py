@@ -191,10 +191,12 @@ class StreamedBatches:
         if self.stream.teacher_widths:
             raise BadSampleError(f"{key}: no stored vectors, for which teacher_widths asks")
         found = [Member(key, suffix, f"{key}.{suffix}", c) for suffix, c in members.items()]
-        sample = make_sample(key, found)
+        own = self.work.data.captions == "own"
+        sample = make_sample(key, found, needs_caption=own)
+        captions = sample.captions if own else self.work.data.stand_ins
         image = flatten(sample.image, self.work.clip.preprocess.background)
         entry = self.stream.crops.draw(image.width, image.height, chance)
-        return Streamed(self._view(image, entry), chance.choice(sample.captions), entry, image)
+        return Streamed(self._view(image, entry), chance.choice(captions), entry, image)
 
     def _reinforced(self, key: str, members: dict[str, bytes], chance: random.Random) -> Streamed:
         record = datacompdr.parse(key, members)

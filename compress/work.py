@@ -6,13 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from compress.data.stand_ins import SENTENCES
 from compress.errors import PocketclipError
 
 if TYPE_CHECKING:
     from compress.clip import Clip
     from compress.data.pairs import Pairs
+
+
+NUM_STAND_INS = 8
+"""Texts that stand for the captions of each picture."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,9 @@ class Data:
     """Pixels a side of the training images in memory; None until a model says what it takes."""
     template_captions: bool = False
     """Whether training pairs also have their name in every template as captions."""
+    captions: Literal["own", "none"] = "own"
+    """none: training pictures come alone, and `stand_ins` are the texts that towers are calibrated
+    with."""
 
     @cached_property
     def pairs(self) -> "Pairs":
@@ -40,7 +48,17 @@ class Data:
         from compress.data.pairs import load_pairs
 
         assert self.image_size is not None, "sized_for() comes before the training pairs"
-        pairs = load_pairs(self.train, self.image_size)
+        alone = self.captions == "none"
+        pairs = load_pairs(self.train, self.image_size, needs_caption=not alone)
+        if alone:
+            texts = self.stand_ins
+            return replace(
+                pairs,
+                captions=[
+                    [texts[(n + k) % len(texts)] for k in range(min(NUM_STAND_INS, len(texts)))]
+                    for n in range(len(pairs))
+                ],
+            )
         if not self.template_captions:
             return pairs
         captions = [
@@ -48,6 +66,16 @@ class Data:
             for own, name in zip(pairs.captions, pairs.names, strict=True)
         ]
         return replace(pairs, captions=captions)
+
+    @cached_property
+    def stand_ins(self) -> list[str]:
+        """Texts in place of captions that aren't there: the prompts, or sentences of our own. They
+        say nothing of the picture that they are given to.
+        """
+        if self.classes_file is None:
+            return list(SENTENCES)
+        names = [name for _, name in self.classes]
+        return [template.format(name) for name in names for template in self.templates]
 
     def sized_for(self, clip: "Clip") -> "Data":
         """The same data, its training images as large as the model takes unless already said."""
@@ -85,6 +113,7 @@ class Data:
     def digest(self) -> str:
         """sha256 of all that a stage may learn from."""
         words = [*self.templates, *(["template captions"] if self.template_captions else [])]
+        words += ["no captions"] if self.captions == "none" else []
         size = "" if self.image_size is None else str(self.image_size)
         return _digest(self.train, self.classes_file, [size, *words])
 

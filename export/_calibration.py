@@ -19,7 +19,7 @@ class Calibration:
     text: Tensor
     """Token ids int32 [B, L]: the captions, and texts of other lengths."""
     source: str
-    """For the bundle: `training pairs` or `drawings`."""
+    """For the bundle: `training pairs`, `training pictures` or `drawings`."""
 
     def rows(self, tower: str) -> list[np.ndarray]:
         """One tower's inputs as a list of calls with one row each: [1, ...]."""
@@ -43,6 +43,7 @@ def collect(clip: Clip, num: int) -> Calibration:
         pairs = clip.data.pairs
         chosen = np.linspace(0, len(pairs) - 1, min(num, len(pairs))).astype(int)
         pictures = [pairs.image(int(i)) for i in chosen]
-        texts, source = [pairs.captions[i][0] for i in chosen], "training pairs"
+        texts = [pairs.captions[i][0] for i in chosen]
+        source = "training pairs" if clip.data.captions == "own" else "training pictures"
     pixels = torch.stack([clip.preprocess(picture) for picture in pictures])
     return Calibration(pixels, clip.tokenizer([*texts, *_goldens.TEXTS]), source)

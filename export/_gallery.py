@@ -56,11 +56,10 @@ def write(clip: Clip, encoder: Encoder, folder: Path, emoji: bool, extra: Path |
 
 def _pictures(paths: list[Path]) -> Iterator[tuple[str, Image.Image, bytes]]:
     """Name, picture and small file of each sample."""
-    for sample in read_samples(paths) if paths else ():
+    for sample in read_samples(paths, needs_caption=False) if paths else ():
         see_through = "A" in sample.image.getbands() or "transparency" in sample.image.info
         small = sample.image.convert("RGBA" if see_through else "RGB")
         small.thumbnail((SIDE, SIDE))
         buffer = io.BytesIO()
         small.save(buffer, "WEBP", quality=80)
-        name = sample.name or (sample.captions[0] if sample.captions else sample.key)
-        yield name, sample.image, buffer.getvalue()
+        yield sample.name, sample.image, buffer.getvalue()

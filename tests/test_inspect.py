@@ -1,6 +1,7 @@
 """The facts of a model against torch's own counters."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from tiny import tiny_clip
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress import clip as clips
-from compress.inspect import describe, render
+from compress.inspect import describe, num_macs, render
+from compress.stages import quantize
+from compress.work import Work
 
 
 def test_multiply_adds_are_what_torch_counts() -> None:
@@ -19,6 +22,15 @@ def test_multiply_adds_are_what_torch_counts() -> None:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             getattr(clip.model, tower)(inputs if tower == "image" else inputs.long())
         assert facts[tower]["num_macs"] * 2 == counter.get_total_flops()
+
+
+def test_a_quantized_model_multiplies_as_often_as_its_float_one(work: Work, tmp_path: Path) -> None:
+    """And can be described: rounding has no meta kernel."""
+    cfg = quantize.Config(num_images=4, equalize="none")
+    made = quantize.run(work, cfg, tmp_path).clip
+    assert made.model.config.scheme is not None
+    assert num_macs(made.model.config) == num_macs(work.clip.model.config)
+    assert describe(made)["image"]["num_macs"] > 0
 
 
 def test_parameters_and_size_are_those_of_the_saved_file(

@@ -193,7 +193,7 @@ def _open_clip(family: str, folder: Path) -> Pair:
     import open_clip
 
     small_networks.register()
-    vocabulary = _tokenizer(folder, canonical="SigLIP" in family)
+    vocabulary = byte_tokenizer(folder, canonical="SigLIP" in family)
     model_cfg = {"embed_dim": 64 if "SigLIP" in family else EMBED, **OPEN_CLIP[family]}
     vision = {"image_size": SIDE, **model_cfg["vision_cfg"]}
     text = {**model_cfg["text_cfg"], "vocab_size": vocabulary, "hf_tokenizer_name": "tokenizer"}
@@ -228,7 +228,7 @@ def _built(model_cfg: dict[str, Any]) -> dict[str, Any]:
 def _transformers(family: str, folder: Path) -> Pair:
     import transformers
 
-    vocabulary = _tokenizer(folder)
+    vocabulary = byte_tokenizer(folder)
     name, config = HUGGING_FACE[family]
     model_class = getattr(transformers, name)
     text = {**config["text_config"], "vocab_size": vocabulary}
@@ -315,7 +315,7 @@ def _pooled(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def _tokenizer(folder: Path, canonical: bool = False) -> int:
+def byte_tokenizer(folder: Path, canonical: bool = False) -> int:
     """A byte-level tokenizer with marks of its own in the folder -> its vocabulary's size.
 
     Ids: padding 0, end 1, start 2, then the bytes, then a second end mark for models whose end of

@@ -1,8 +1,10 @@
 """The models of `targets.py`: the embedded teacher, its students, and named architectures."""
 
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from compress import clip as clips
 from compress import plugin
 from compress import recipe as recipes
 from compress.clip import Clip
+from compress.sources import open_clip as source
 from compress.work import Work
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +27,31 @@ TEACHER = "embedded teacher"
 def open_clip(name: str) -> Callable[[], Clip]:
     """An architecture of open_clip with random weights."""
     return lambda: plugin.source(f"open_clip:{name}/random", ROOT)
+
+
+def siglip(name: str) -> Clip:
+    """An architecture of open_clip whose tokenizer only a hub has, from a folder such as open_clip
+    writes: random weights, and a tokenizer of bytes with SigLIP's marks.
+    """
+    import open_clip as library
+    from safetensors.torch import save_file
+
+    from benchmarks.experiments.model_families import byte_tokenizer
+
+    with tempfile.TemporaryDirectory() as kept:
+        folder = Path(kept)
+        byte_tokenizer(folder, canonical=True)
+        settings = library.get_model_config(name)
+        settings["text_cfg"]["hf_tokenizer_name"] = "tokenizer"
+        preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
+        described = {"model_cfg": settings, "preprocess_cfg": preprocess}
+        described["license"] = "none: random weights"
+        (folder / "open_clip_config.json").write_text(json.dumps(described))
+        tensors = library.create_model(name).state_dict()
+        weights = {key: value.contiguous() for key, value in tensors.items()}
+        save_file(weights, folder / "open_clip_model.safetensors")
+        found = source.load(f"local-dir:{folder}")
+        return replace(found, name=name, provenance=({"step": "random", "name": name},))
 
 
 def teacher() -> Clip:
@@ -70,7 +98,7 @@ SOURCES: dict[str, Callable[[], Clip]] = {
     "ViT-B/32": open_clip("ViT-B-32"),
     "ViT-B/16": open_clip("ViT-B-16"),
     "MobileCLIP2-S0": open_clip("MobileCLIP2-S0"),
-    "SigLIP B/16": open_clip("ViT-B-16-SigLIP"),
+    "SigLIP B/16": partial(siglip, "ViT-B-16-SigLIP"),
 }
 
 

@@ -27,7 +27,7 @@ class Pairs:
     images: torch.Tensor
     """uint8 [N, 4, S, S]: RGBA, straight alpha. None of them where `files` has the images."""
     captions: list[list[str]]
-    """At least one per image, the plainest first."""
+    """At least one per image, the plainest first; none where pictures were read alone."""
     concepts: list[str] | None
     """Ids of the classes, or None where the data has none."""
     names: list[str]
@@ -55,13 +55,15 @@ def load_pairs(
     size: int,
     memory_limit_gib: float = 8,
     bad_samples: int = 0,
+    needs_caption: bool = True,
 ) -> Pairs:
     """Training pairs at `size` x `size` pixels: shortest side resized, centre cropped.
 
+    needs_caption: without it a picture may come alone, with no captions in the list.
     Raises PocketclipError where the images would need more than `memory_limit_gib` (before any is
     decoded), and for damaged shards and samples, of which `bad_samples` may be left out.
     """
-    num_samples = _count(paths)
+    num_samples = _count(paths, needs_caption)
     need_gib = num_samples * 4 * size * size / 2**30
     if need_gib > memory_limit_gib:
         raise PocketclipError(
@@ -73,7 +75,7 @@ def load_pairs(
     def keep(index: int, sample: Sample) -> None:
         pixels[index] = np.asarray(fit_square(sample.image, size))
 
-    pairs = _read(paths, num_samples, BadSamples(bad_samples), keep)
+    pairs = _read(paths, num_samples, BadSamples(bad_samples), keep, needs_caption)
     pairs.images = torch.from_numpy(pixels[: len(pairs)]).permute(0, 3, 1, 2).contiguous()
     return pairs
 
@@ -106,21 +108,26 @@ def load_split(
     return pairs
 
 
-def _count(paths: Sequence[Path | str]) -> int:
-    num_samples = count_samples(paths)
+def _count(paths: Sequence[Path | str], needs_caption: bool = True) -> int:
+    num_samples = count_samples(paths, needs_caption)
     if num_samples == 0:
-        raise PocketclipError(f"{', '.join(map(str, paths))}: no image with a caption in it")
+        wanted = "no image with a caption" if needs_caption else "no image"
+        raise PocketclipError(f"{', '.join(map(str, paths))}: {wanted} in it")
     return num_samples
 
 
 def _read(
-    paths: Sequence[Path | str], total: int, bad: BadSamples, keep: Callable[[int, Sample], None]
+    paths: Sequence[Path | str],
+    total: int,
+    bad: BadSamples,
+    keep: Callable[[int, Sample], None],
+    needs_caption: bool = True,
 ) -> Pairs:
     """All that belongs to the samples but the images, which `keep` is given one by one."""
     pairs = Pairs(torch.empty(0, 4, 0, 0, dtype=torch.uint8), [], [], [], [], [], [], bad.skipped)
     concepts = []
     progress = track(
-        read_samples(paths, bad),
+        read_samples(paths, bad, needs_caption),
         "reading images",
         total=total,
         console=Console(stderr=True),

@@ -14,7 +14,7 @@ import lzma
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
@@ -102,29 +102,36 @@ def expand(paths: Sequence[Path | str]) -> list[Path]:
     return found
 
 
-def read_samples(paths: Sequence[Path | str], bad: BadSamples | None = None) -> Iterator[Sample]:
+def read_samples(
+    paths: Sequence[Path | str], bad: BadSamples | None = None, needs_caption: bool = True
+) -> Iterator[Sample]:
     """Yields every sample, shard by shard, in the order of the files.
 
-    A sample that is damaged counts against `bad` (default: the first one stops); an unreadable
-    shard always stops. Raises PocketclipError naming the shard and member.
+    needs_caption: whether an image without a caption is damaged; if not, texts without an image
+    are passed over. A sample that is damaged counts against `bad` (default: the first one stops);
+    an unreadable shard always stops. Raises PocketclipError naming the shard and member.
     """
     bad = bad or BadSamples()
     for path in expand(paths):
         for key, members in groupby(read_members(path), attrgetter("key")):
+            found = list(members)
+            if not (needs_caption or has_image(found)):
+                continue
             try:
-                sample = make_sample(key, list(members))
+                sample = make_sample(key, found, needs_caption)
             except BadSampleError as error:
                 bad.add(f"{path}: {error}")
             else:
                 yield sample
 
 
-def count_samples(paths: Sequence[Path | str]) -> int:
+def count_samples(paths: Sequence[Path | str], needs_caption: bool = True) -> int:
     """The number of samples, found without decoding an image."""
     count = 0
     for path in expand(paths):
         members = read_members(path, with_content=False)
-        count += sum(1 for _ in groupby(members, attrgetter("key")))
+        samples = (own for _, own in groupby(members, attrgetter("key")))
+        count += sum(1 for own in samples if needs_caption or has_image(own))
     return count
 
 
@@ -162,6 +169,10 @@ class Member(NamedTuple):
     suffix: str
     name: str
     content: bytes
+
+
+def has_image(members: Iterable[Member]) -> bool:
+    return any(member.suffix in IMAGE_SUFFIXES for member in members)
 
 
 def shard_key(name: str) -> tuple[str, str]:
@@ -223,7 +234,10 @@ def check_end(tar: tarfile.TarFile, stream: IO[bytes]) -> None:
         raise tarfile.ReadError("no end-of-archive mark")
 
 
-def make_sample(key: str, members: list[Member]) -> Sample:
+def make_sample(key: str, members: list[Member], needs_caption: bool = True) -> Sample:
+    """One sample of its files. Raises BadSampleError for one without an image, with a damaged one,
+    or, where they are needed, without captions.
+    """
     images = [member for member in members if member.suffix in IMAGE_SUFFIXES]
     if not images:
         raise BadSampleError(f"{key}: captions without an image (.jpg, .png or .webp)")
@@ -236,14 +250,18 @@ def make_sample(key: str, members: list[Member]) -> Sample:
     captions = [about.caption or "", *about.captions, *lines]
     captions = [text.strip() for text in captions if text.strip()]
     name = images[0].name
-    if not captions:
-        raise BadSampleError(f"{name}: no caption beside it ({key}.txt or {key}.json)")
+    if needs_caption and not captions:
+        raise BadSampleError(
+            f"{name}: no caption beside it ({key}.txt or {key}.json); for pictures alone, say "
+            "`data.captions: none`"
+        )
     try:
         image = decode(images[0].content)
     except DAMAGED as error:
         raise BadSampleError(f"{name}: not a whole image ({error})") from error
     facts = about.model_dump(exclude={"caption", "captions", "name"})
-    return Sample(key, image, images[0].content, captions, name=about.name or captions[0], **facts)
+    title = about.name or (captions[0] if captions else PurePosixPath(key).name)
+    return Sample(key, image, images[0].content, captions, name=title, **facts)
 
 
 def read_json(member: Member) -> SampleJson:

@@ -59,6 +59,11 @@ class Config(BaseModel):
         return self
 
 
+def needs_captions(cfg: Config) -> str | None:
+    """Why pictures alone will not do."""
+    return "it judges pictures by their captions"
+
+
 def run(work: Work, cfg: Config, out: Path) -> Work:
     """Choose pairs and write them to `out`; the model passes through unchanged."""
     pairs = work.data.pairs

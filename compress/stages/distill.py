@@ -22,7 +22,7 @@ from compress.feed import Feed, open_feed
 from compress.learner import Batch, Learner
 from compress.masks import Inherit
 from compress.model import plain_image_tower
-from compress.objective import ALONE, FROM_PAIRS, NEED_BOTH_TOWERS, Objective
+from compress.objective import ALONE, FROM_PAIRS, FROM_TEACHER, NEED_BOTH_TOWERS, Objective
 from compress.phases import Phase, check_phases
 from compress.precision import autocast
 from compress.removal import attended
@@ -142,6 +142,24 @@ class Config(Training, Objective):
         if self.inherit and self.strategy == "fsdp2":
             raise ValueError("inherit cannot prune weights that fsdp2 has sharded: use ddp")
         return self
+
+
+OF_PICTURES = ("feature", "smooth_feature", "masked_feature")
+OF_TEXTS = tuple(sorted({*FROM_TEACHER, *ALONE} - {*OF_PICTURES}))
+"""Losses that pictures alone can feed, and all others."""
+
+
+def needs_captions(cfg: Config) -> str | None:
+    """Why pictures alone will not do, if they won't."""
+    if "text" in cfg.towers:
+        return "the text tower learns from captions: `towers: [image]`"
+    if cfg.template_captions:
+        return "template_captions puts names into prompts: leave it out"
+    if cfg.teacher == "reinforced":
+        return "a reinforced store is of pairs: `teacher: stored`"
+    if other := next(filter(cfg.used, OF_TEXTS), None):
+        return f"{other} compares pictures with texts: give it the weight 0, and learn by feature"
+    return None
 
 
 def run(work: Work, cfg: Config, out: Path) -> Work:

@@ -158,7 +158,8 @@ def _texts(data: Data) -> list[str]:
     """Every class prompt and every training caption; what is only measured on has no say."""
     names = [name for _, name in data.classes] if data.classes_file else []
     prompts = [template.format(name) for name in names for template in data.templates]
-    captions = [c for row in data.pairs.captions for c in row] if data.train else []
+    own = data.train and data.captions == "own"
+    captions = [c for row in data.pairs.captions for c in row] if own else []
     return list(dict.fromkeys([*prompts, *captions]))
 
 

@@ -53,6 +53,11 @@ class Config(Training):
         return bank_fits_checkpoints(self, self.bank_every)
 
 
+def needs_captions(cfg: Config) -> str | None:
+    """Why pictures alone will not do."""
+    return "it learns from pairs: distill the image tower alone"
+
+
 def run(work: Work, cfg: Config, out: Path) -> Work:
     """Train a copy of `work.clip` on the training pairs; continues from a checkpoint in `out`."""
     if cfg.template_captions:

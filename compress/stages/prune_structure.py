@@ -74,6 +74,11 @@ class Config(BaseModel):
         return self
 
 
+def needs_captions(cfg: Config) -> str | None:
+    """Why pictures alone will not do."""
+    return "its importance is that for the contrastive loss of pairs"
+
+
 def run(work: Work, cfg: Config, out: Path) -> Work:
     """Blocks first, then heads and channels, then width; what stays is noted in out/kept.json."""
     require_float(work.clip.model.config, "prune_structure")

@@ -122,6 +122,12 @@ class Config(BaseModel):
         return self
 
 
+def needs_captions(cfg: Config) -> str | None:
+    """Why pictures alone will not do, if they won't."""
+    judged = "its fallback judges pictures by their captions: leave `fallback` out"
+    return judged if cfg.fallback else None
+
+
 def run(work: Work, cfg: Config, out: Path) -> Work:
     """Quantize `work.clip`; writes quantize.json with what each layer got and lost, and with
     `fallback` also fallback.json with every step and its reason."""

@@ -68,6 +68,11 @@ class Config(BaseModel):
     """Ray workers that share the shards (extra `distributed`); 0 works in this process."""
 
 
+def needs_captions(cfg: Config) -> str | None:
+    """Why pictures alone will not do."""
+    return "it stores the captions' embeddings: distill with `teacher: stored`"
+
+
 def run(work: Work, cfg: Config, out: Path) -> Work:
     """Make the store in `out`, or what is missing of it."""
     data = work.data.prompted() if cfg.template_captions else work.data

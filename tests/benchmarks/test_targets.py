@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import memory, target_claims, target_matrix
-from benchmarks.experiments import _forked, targets
+from benchmarks.experiments import (
+    _forked,
+    model_families,
+    small_networks,
+    target_sources,
+    targets,
+)
 from benchmarks.experiments.target_sources import TEACHER
 
 
@@ -47,6 +54,24 @@ def test_claims_count_towers_seconds_and_memory(monkeypatch: pytest.MonkeyPatch)
     assert (time["value"], time["holds"]) == (35.0, True)
     memory = found["memory an export adds, over the weights, worst case"]
     assert (memory["value"], memory["rows"]) == (2.5, [4])
+
+
+def test_siglip_opens_without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small towers of SigLIP's kind in the place of the named ones, the tokenizer of bytes."""
+    import open_clip
+
+    small_networks.register()
+    small = {"embed_dim": 64, **model_families.OPEN_CLIP["SigLIP, SigLIP2"]}
+    vision = {"image_size": 32, **small["vision_cfg"]}
+    small |= {"vision_cfg": vision, "text_cfg": {**small["text_cfg"], "vocab_size": 300}}
+    built = open_clip.CustomTextCLIP(**small)
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: {**small, "custom_text": True})
+    monkeypatch.setattr(open_clip, "create_model", lambda name: built)
+    found = target_sources.siglip("small SigLIP")
+    assert found.name == "small SigLIP" and found.license == "none: random weights"
+    assert found.preprocess.mean == (0.5,) * 3 and not target_sources.trained(found)
+    assert found.tokenizer(["A cat!"])[0].tolist() == found.tokenizer(["a cat"])[0].tolist()
+    assert torch.isfinite(found.model.encode_text(found.tokenizer(["a cat"]))).all()
 
 
 def test_what_was_not_run_shows_nothing() -> None:
