@@ -53,9 +53,9 @@ def engines(name: str, clip: Clip, place: Path) -> list[Row]:
     """A row for each engine and tower: how near it is to torch, or why there is none."""
     rows = []
     for precision, batch in ENGINES:
-        about = {"part": "parity", "model": name, "target": "tensorrt"}
+        about: Row = {"part": "parity", "model": name, "target": "tensorrt"}
         about |= {"precision": precision, "batch": batch}
-        settings = {"precision": precision, "batch": batch, "calibration": CALIBRATION}
+        settings: Row = {"precision": precision, "batch": batch, "calibration": CALIBRATION}
         found = written("tensorrt", clip, settings, place / f"tensorrt-{precision}-{batch}")
         rows += [about | {"tower": tower, **figures} for tower, figures in found.items()]
         print(name, precision, batch, found, flush=True)
