@@ -71,7 +71,7 @@ def scatter(
         }
         for p in points
     ]
-    _place_labels(placed, width)
+    _place_labels(placed, width, (y.end, y.start))
     best = frontier(points)
     return {
         "width": width,
@@ -83,21 +83,28 @@ def scatter(
     }
 
 
-def _place_labels(points: list[dict[str, Any]], width: float) -> None:
-    """Labels stand right of their points, left of them near the edge, pushed apart vertically."""
+def _place_labels(
+    points: list[dict[str, Any]], width: float, between: tuple[float, float]
+) -> None:
+    """Labels stand right of their points, left of them near the edge, and off each other: the
+    nearest free height of those `between` top and bottom; below one another where none is free.
+    """
     used: list[tuple[float, float, float]] = []
     for point in sorted(points, key=lambda p: p["cy"]):
         extent = 6.8 * len(point["label"])
         left = point["cx"] + 16 + extent > width
         x0 = point["cx"] - 12 - extent if left else point["cx"] + 12
-        at = point["cy"] + 4
-        while any(x0 < b and a < x0 + extent and abs(at - y) < LABEL_HEIGHT for a, b, y in used):
-            at += LABEL_HEIGHT
+        beside = [y for a, b, y in used if x0 < b and a < x0 + extent]
+        heights = [point["cy"] + 4 + n * LABEL_HEIGHT for n in range(len(points) + 1)]
+        heights += [2 * heights[0] - at for at in heights[1:]]
+        free = [at for at in heights if all(abs(at - y) >= LABEL_HEIGHT for y in beside)]
+        inside = [at for at in free if between[0] <= at <= between[1]] or free
+        at = min(inside, key=lambda at: (abs(at - heights[0]), -at))  # noqa: B023
         used.append((x0, x0 + extent, at))
         point["label_x"] = point["cx"] + (-12 if left else 12)
         point["label_y"] = at
         point["anchor"] = "end" if left else "start"
-        point["moved"] = at > point["cy"] + LABEL_HEIGHT
+        point["moved"] = abs(at - heights[0]) >= LABEL_HEIGHT
 
 
 def frontier(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -53,6 +53,15 @@ def test_scatter_keeps_points_inside_and_labels_apart():
     assert plot["points"][-1]["anchor"] == "end"
 
 
+def test_labels_of_points_on_the_axis_stay_above_it():
+    points = [{**point(f"artifact {n}", 1, 0.0), "y_ci": (0.0, 0.0)} for n in range(6)]
+    plot = scatter(points)
+    heights = sorted(p["label_y"] for p in plot["points"])
+    assert heights[-1] <= plot["height"] - 52 and heights[0] >= 16
+    assert all(b - a >= 17 for a, b in pairwise(heights))
+    assert all(p["moved"] for p in plot["points"])
+
+
 def test_one_point_makes_a_plot():
     assert len(scatter([point("alone", 2, 0.5)])["points"]) == 1
 
