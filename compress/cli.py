@@ -135,11 +135,16 @@ def export(
         list[str] | None,
         typer.Option("--set", metavar="SETTING=VALUE", help="As in precision=int8; repeatable."),
     ] = None,
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Option(help="Your photos, to calibrate static integers on: a folder; repeatable."),
+    ] = None,
 ) -> None:
     """Write a model as a bundle for one target, checked against the torch model."""
     from compress import export_command
 
-    say(f"bundle: {export_command.export(model, target, overrides, out)}")
+    folder = export_command.export(model, target, overrides, out, pictures or ())
+    say(f"bundle: {folder}")
 
 
 @app.command()

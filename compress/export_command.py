@@ -1,24 +1,40 @@
 """One export without a recipe: what `pocketclip export` does."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from compress import plugin
+from compress.data.shards import expand
 from compress.fold import fold
 from compress.problems import Problems
 from compress.recipe import Step, steps
 from compress.recipe_file import apply_override
 from compress.twin import float_twin
+from compress.work import Data
 
 
-def export(model: str, target: str, overrides: list[str] | None, out: Path | None) -> Path:
+def export(
+    model: str,
+    target: str,
+    overrides: list[str] | None,
+    out: Path | None,
+    pictures: Sequence[Path] = (),
+) -> Path:
     """Write a model as a bundle for one target -> its folder, `bundles/MODEL/TARGET` unless told.
 
     overrides: settings of the exporter as `precision=int8`; paths in them are relative to the
-    working folder. Raises PocketclipError for a mistake in them, GateFailed, Unavailable.
+    working folder. pictures: shards or folders that static integers take their ranges from;
+    captions beside them are not needed. Raises PocketclipError for a mistake in them, GateFailed,
+    Unavailable.
     """
     step = _step(target, overrides or [])
+    if pictures:
+        expand(pictures)  # before a large model is opened
     clip = plugin.source(model, Path.cwd())
+    if pictures:
+        clip = replace(clip, data=Data(train=pictures, captions="none").sized_for(clip))
     folder = out or Path("bundles") / clip.name.replace("/", "-") / step.folder_name
     folder.parent.mkdir(parents=True, exist_ok=True)
     exporter = plugin.find(plugin.EXPORTERS, step.name)

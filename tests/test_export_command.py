@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny import tiny_clip
 
 import compress.clip
@@ -28,6 +29,19 @@ def test_writes_a_bundle_beside_others_of_the_model(model: Path) -> None:
 def test_writes_where_it_is_told(model: Path) -> None:
     assert export(str(model), "open_clip", None, Path("deep/er/out")) == Path("deep/er/out")
     assert Path("deep/er/out/bundle.json").is_file()
+
+
+def test_static_integers_are_calibrated_on_photos_that_have_no_captions(model: Path) -> None:
+    photos = model.parent / "photos"
+    photos.mkdir()
+    for n in range(4):
+        Image.new("RGB", (30, 40), (60 * n, 255 - 60 * n, 90)).save(photos / f"IMG_{n}.jpg")
+    settings = ["precision=int8-static", "min_cosine=-1"]
+    found = export("model", "onnxruntime", settings, Path("mine"), [photos])
+    told = json.loads((found / "bundle.json").read_text())["runtime"]["calibration"]
+    assert (told["source"], told["num_images"]) == ("training pictures", 4)
+    with pytest.raises(PocketclipError, match="no-such-folder"):
+        export("no-such-model", "onnxruntime", settings, None, [Path("no-such-folder")])
 
 
 @pytest.mark.parametrize(
