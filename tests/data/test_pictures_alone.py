@@ -23,6 +23,7 @@ from compress.errors import PocketclipError
 from compress.stages import distill, exact, quantize
 from compress.stream_feed import Stream, StreamedBatches
 from compress.work import Data, Work
+from export import _gallery
 from export._calibration import collect
 
 IMAGE_ALONE = {"towers": ["image"], "affinity": 0, "feature": 5, "teacher": "online"}
@@ -122,6 +123,17 @@ def test_a_stream_of_pictures_alone(alone: Data, photos: Path) -> None:
     assert batches.at(0).pixels.shape == (4, 3, 32, 32)
     with pytest.raises(PocketclipError, match="no caption beside it"):
         StreamedBatches(Work(clip, clip, replace(data, captions="own")), cfg, stream).at(0)
+
+
+def test_the_demo_page_searches_a_folder_of_photos(photos: Path, tmp_path: Path) -> None:
+    clip, out = tiny_clip(), tmp_path / "page"
+    out.mkdir()
+    _gallery.write(clip, compress.clip.TorchEncoder(clip), out, emoji=False, extra=photos)
+    shown = json.loads((out / "gallery.json").read_text())["pictures"]
+    assert [entry["name"] for entry in shown] == [
+        "a beach", "IMG_2", "IMG_4", "IMG_1", "IMG_3", "IMG_5"
+    ]  # fmt: skip
+    assert np.fromfile(out / "gallery.f32", "<f4").shape == (6 * clip.model.config.embed_dim,)
 
 
 def _recipe(photos: Path, *stages: dict) -> Path:
