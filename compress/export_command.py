@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from compress import plugin
-from compress.data.shards import expand
+from compress.data.shards import thinned
 from compress.fold import fold
 from compress.problems import Problems
 from compress.recipe import Step, steps
 from compress.recipe_file import apply_override
 from compress.twin import float_twin
 from compress.work import Data
+
+MOST_PICTURES = 1024
+"""Of folders, as many as any exporter calibrates on; a photo library has more."""
 
 
 def export(
@@ -25,16 +28,15 @@ def export(
     """Write a model as a bundle for one target -> its folder, `bundles/MODEL/TARGET` unless told.
 
     overrides: settings of the exporter as `precision=int8`; paths in them are relative to the
-    working folder. pictures: shards or folders that static integers take their ranges from;
-    captions beside them are not needed. Raises PocketclipError for a mistake in them, GateFailed,
-    Unavailable.
+    working folder. pictures: shards, images or folders (of which an even sample is read)
+    that static integers take their ranges from, without captions. Raises PocketclipError for a
+    mistake in them, GateFailed, Unavailable.
     """
     step = _step(target, overrides or [])
-    if pictures:
-        expand(pictures)  # before a large model is opened
+    shown = thinned(pictures, MOST_PICTURES) if pictures else []  # before a large model is opened
     clip = plugin.source(model, Path.cwd())
-    if pictures:
-        clip = replace(clip, data=Data(train=pictures, captions="none").sized_for(clip))
+    if shown:
+        clip = replace(clip, data=Data(train=shown, captions="none").sized_for(clip))
     folder = out or Path("bundles") / clip.name.replace("/", "-") / step.folder_name
     folder.parent.mkdir(parents=True, exist_ok=True)
     exporter = plugin.find(plugin.EXPORTERS, step.name)

@@ -86,13 +86,16 @@ class BadSamples:
 
 
 def expand(paths: Sequence[Path | str]) -> list[Path]:
-    """Shard files, globs of them and folders -> what is there, each glob's finds sorted."""
+    """Shard files, images, globs of them and folders -> what is there, each glob's finds sorted."""
     found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir() or (path.is_file() and path.suffix in OPENERS):
+        if path.is_dir() or (path.is_file() and (path.suffix in OPENERS or is_image(path))):
             found.append(path)
         elif path.is_file():
-            raise PocketclipError(f"{path}: not a shard (.tar, .tar.gz, .tar.xz) nor a folder")
+            raise PocketclipError(
+                f"{path}: not a shard (.tar, .tar.gz, .tar.xz), an image (.jpg, .png, .webp) or a "
+                "folder"
+            )
         elif glob.has_magic(str(path)) and (matches := sorted(glob.glob(str(path)))):
             found += expand([Path(match) for match in matches])
         else:
@@ -100,6 +103,23 @@ def expand(paths: Sequence[Path | str]) -> list[Path]:
     if not found:
         raise PocketclipError("no shards given: name at least one shard or folder under data")
     return found
+
+
+def is_image(path: Path) -> bool:
+    return path.suffix.removeprefix(".").lower() in IMAGE_SUFFIXES
+
+
+def thinned(paths: Sequence[Path | str], most: int) -> list[Path]:
+    """Shards as they are, and of the images in folders at most `most`, evenly spread: the others
+    are not even read.
+    """
+    shards, images = [], []
+    for path in expand(paths):
+        files = [path] if path.is_file() else folder_files(path)
+        images += [file for file in files if is_image(file)]
+        shards += [file for file in files if file.suffix in OPENERS]
+    step = max(1.0, len(images) / most)
+    return [*shards, *(images[int(n * step)] for n in range(min(most, len(images))))]
 
 
 def read_samples(
@@ -139,8 +159,7 @@ def digest(paths: Sequence[Path | str]) -> str:
     """sha256 over names and contents; the folder that the shards lie in does not count."""
     total = hashlib.sha256()
     for path in expand(paths):
-        files = [path] if path.is_file() else folder_files(path)
-        for file in files:
+        for file in sample_files(path):
             content = _content(file)
             name = file.name if path.is_file() else file.relative_to(path).as_posix()
             total.update(f"{content}  {name}\n".encode())
@@ -188,6 +207,14 @@ def folder_key(name: str) -> tuple[str, str]:
     return path.with_suffix("").as_posix(), path.suffix.removeprefix(".").lower()
 
 
+def sample_files(path: Path) -> list[Path]:
+    """The files that a shard, an image or a folder is: an image brings the texts beside it."""
+    if path.is_dir():
+        return folder_files(path)
+    beside = (path.with_suffix(f".{suffix}") for suffix in sorted(TEXT_SUFFIXES))
+    return [path, *filter(Path.is_file, beside)] if is_image(path) else [path]
+
+
 def folder_files(folder: Path) -> list[Path]:
     """The images and captions in a folder and below, those of one sample next to each other."""
     names = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
@@ -202,9 +229,10 @@ def wanted(name: str, suffix: str) -> bool:
 
 def read_members(path: Path, with_content: bool = True) -> Iterator[Member]:
     """The images and captions of a shard or folder."""
-    if path.is_dir():
-        for file in folder_files(path):
-            name = file.relative_to(path).as_posix()
+    if path.is_dir() or is_image(path):
+        folder = path if path.is_dir() else path.parent
+        for file in sample_files(path):
+            name = file.relative_to(folder).as_posix()
             yield Member(*folder_key(name), name, file.read_bytes() if with_content else b"")
         return
     last = "the first member"

@@ -17,7 +17,7 @@ from compress import calibrate
 from compress import recipe as recipes
 from compress.cli import app
 from compress.data.pairs import load_pairs
-from compress.data.shards import count_samples
+from compress.data.shards import count_samples, digest, thinned
 from compress.data.stand_ins import SENTENCES
 from compress.errors import PocketclipError
 from compress.stages import distill, exact, quantize
@@ -61,6 +61,25 @@ def test_every_photo_is_read_and_texts_without_one_are_passed_over(photos: Path)
     (photos / "winter/IMG_1.jpg").write_bytes(b"cut off")
     with pytest.raises(PocketclipError, match=r"IMG_1\.jpg: not a whole image"):
         load_pairs([photos], 16, needs_caption=False)
+
+
+def test_of_a_large_folder_a_few_photos_are_read_evenly_spread(photos: Path) -> None:
+    assert len(thinned([photos], 10)) == 6
+    chosen = thinned([photos], 3)
+    assert [path.name for path in chosen] == ["IMG_0.jpg", "IMG_4.jpg", "IMG_3.jpg"]
+    (photos / "winter/IMG_1.jpg").write_bytes(b"not read")
+    pairs = load_pairs(chosen, 16, needs_caption=False)
+    assert pairs.names == ["a beach", "IMG_4", "IMG_3"]
+
+
+def test_images_by_themselves_bring_the_captions_beside_them(photos: Path) -> None:
+    pattern = str(photos / "summer/*_0.jpg")
+    assert load_pairs([pattern], 16).captions == [["a beach"]]
+    before = digest([pattern])
+    (photos / "summer/IMG_0.txt").write_text("a lake")
+    assert digest([pattern]) != before
+    with pytest.raises(PocketclipError, match=r"notes\.txt: not a shard .* an image"):
+        load_pairs([photos / "summer/notes.txt"], 16)
 
 
 def test_texts_stand_in_for_captions_and_none_is_a_photo_s_own(alone: Data, photos: Path) -> None:
