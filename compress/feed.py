@@ -24,7 +24,7 @@ from compress.precision import autocast
 from compress.preprocess import Preprocess
 from compress.structure import UpstreamVision, VisionConfig
 from compress.train import step_generator
-from compress.work import Work
+from compress.work import Data, Work
 
 if TYPE_CHECKING:
     from compress.stages.distill import Config
@@ -80,6 +80,8 @@ class Batches:
 
     @property
     def names(self) -> list[str]:
+        if self.work.data.captions == "none":
+            return class_names(self.work.data, "pictures alone")
         return self.sampler.names
 
     def teacher_bank(self) -> tuple[Tensor, ...]:
@@ -216,6 +218,16 @@ def own_patches(
     """This process's share of the random patches that a phase keeps: [b, M], or None for all."""
     keep = kept_patches(phase, num, vision, generator)
     return None if keep is None else keep[parallel.own_rows(num)].to(device)
+
+
+def class_names(data: Data, source: str) -> list[str]:
+    """The names that `bank` ranks where the training pairs of a `source` tell none."""
+    if data.classes_file is None:
+        raise PocketclipError(
+            f"distill.bank: with {source} its names come from data.classes: name a class file "
+            "there, or set bank to 0"
+        )
+    return [name for _, name in data.classes]
 
 
 def check_languages(sampler: Sampler, languages: Sequence[str]) -> None:

@@ -23,7 +23,14 @@ from compress.data.param_aug import Crops
 from compress.data.shards import BadSampleError, BadSamples, Member, make_sample
 from compress.data.stream import Source, expand_shards
 from compress.errors import PocketclipError
-from compress.feed import masked_patches, own_patches, scale_of, student_tokens, teacher_scales
+from compress.feed import (
+    class_names,
+    masked_patches,
+    own_patches,
+    scale_of,
+    student_tokens,
+    teacher_scales,
+)
 from compress.learner import Batch
 from compress.losses import TeacherFeatures
 from compress.phases import phase_at
@@ -119,12 +126,7 @@ class StreamedBatches:
     @property
     def names(self) -> list[str]:
         """Those of the recipe's classes: what else the shards hold is not known before the end."""
-        if self.work.data.classes_file is None:
-            raise PocketclipError(
-                "distill.bank: with a stream its names come from data.classes: name a class file "
-                "there, or set bank to 0"
-            )
-        return [name for _, name in self.work.data.classes]
+        return class_names(self.work.data, "a stream")
 
     def teacher_bank(self) -> tuple[Tensor, ...]:
         """The recipe's model's embeddings of `names` [C, E]."""

@@ -144,9 +144,10 @@ class Config(Training, Objective):
         return self
 
 
-OF_PICTURES = ("feature", "smooth_feature", "masked_feature")
+OF_PICTURES = ("feature", "smooth_feature", "masked_feature", "bank")
 OF_TEXTS = tuple(sorted({*FROM_TEACHER, *ALONE} - {*OF_PICTURES}))
-"""Losses that pictures alone can feed, and all others."""
+"""Losses that pictures alone can feed (the bank with the names of `data.classes`), and all others.
+"""
 
 
 def needs_captions(cfg: Config) -> str | None:
@@ -158,7 +159,7 @@ def needs_captions(cfg: Config) -> str | None:
     if cfg.teacher == "reinforced":
         return "a reinforced store is of pairs: `teacher: stored`"
     if other := next(filter(cfg.used, OF_TEXTS), None):
-        return f"{other} compares pictures with texts: give it the weight 0, and learn by feature"
+        return f"{other} compares pictures with captions: give it weight 0, and learn by feature"
     return None
 
 

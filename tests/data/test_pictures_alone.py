@@ -15,11 +15,13 @@ from typer.testing import CliRunner
 import compress.clip
 from compress import calibrate
 from compress import recipe as recipes
+from compress.batches import Sampler
 from compress.cli import app
 from compress.data.pairs import load_pairs
 from compress.data.shards import count_samples, digest, thinned
 from compress.data.stand_ins import SENTENCES
 from compress.errors import PocketclipError
+from compress.feed import Batches
 from compress.stages import distill, exact, quantize
 from compress.stream_feed import Stream, StreamedBatches
 from compress.work import Data, Work
@@ -128,6 +130,23 @@ def test_the_image_tower_learns_from_pictures_alone(alone: Data, tmp_path: Path)
         assert torch.equal(made.model.text.state_dict()[name], value), name
 
 
+def test_pictures_alone_are_ranked_among_the_names_of_the_classes(
+    alone: Data, tmp_path: Path
+) -> None:
+    clip, settings = tiny_clip(), {**IMAGE_ALONE, "bank": 1, "steps": 2, "batch_size": 4}
+    cfg = distill.Config.model_validate({**settings, "precision": "fp32", "log_every": 1})
+    with pytest.raises(PocketclipError, match=r"with pictures alone its names come from data\.cl"):
+        distill.run(Work(clip, clip, alone), cfg, tmp_path / "none")
+    classes = tmp_path / "classes.json"
+    classes.write_text(json.dumps([{"concept": name, "name": name} for name in ("cat", "dog")]))
+    named = replace(alone, classes_file=classes)
+    feed = Batches(Work(clip, clip, named), cfg, Sampler(named.pairs), tmp_path)
+    assert feed.names == ["cat", "dog"]
+    distill.run(Work(clip, clip, named), cfg, tmp_path / "some")
+    log = (tmp_path / "some/log.jsonl").read_text().splitlines()
+    assert "bank" in json.loads(log[0])
+
+
 def test_a_stream_of_pictures_alone(alone: Data, photos: Path) -> None:
     import tarfile
 
@@ -178,7 +197,7 @@ def test_stages_that_learn_from_captions_are_refused_all_at_once(photos: Path) -
         {"curate": {"no_such": 1}},
         {"reinforce": {}},
         {"distill": {"steps": 2}},
-        {"distill": {**IMAGE_ALONE, "bank": 1, "steps": 2}},
+        {"distill": {**IMAGE_ALONE, "affinity": 1, "steps": 2}},
         {"distill": {**IMAGE_ALONE, "template_captions": True, "steps": 2}},
         {"quantize": {"fallback": {}}},
     )
@@ -190,7 +209,7 @@ def test_stages_that_learn_from_captions_are_refused_all_at_once(photos: Path) -
         "stages[0].pretrain",
         "stages[8].quantize: data.captions is none",
         "the text tower learns from captions: `towers: [image]`",
-        "bank compares pictures with texts: give it the weight 0, and learn by feature",
+        "affinity compares pictures with captions: give it weight 0, and learn by feature",
         "leave `fallback` out",
     ):
         assert reason in said, reason
