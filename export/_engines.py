@@ -76,7 +76,7 @@ def engine(path: Path) -> bytes:
     """
     trt = module()
     key = [trt.__name__, trt.__version__, torch.cuda.get_device_name(0), torch.version.cuda or ""]
-    key += [str(torch.cuda.get_device_capability(0)), atomic.sha256(path)]
+    key += [str(torch.cuda.get_device_capability(0)), atomic.sha256(path), "for this GPU"]
     folder = private(Path.home() / CACHE)
     cached = folder / f"{hashlib.sha256('|'.join(key).encode()).hexdigest()}.engine"
     if not cached.is_file():

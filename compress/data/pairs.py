@@ -111,7 +111,7 @@ def load_split(
 def _count(paths: Sequence[Path | str], needs_caption: bool = True) -> int:
     num_samples = count_samples(paths, needs_caption)
     if num_samples == 0:
-        wanted = "no image with a caption" if needs_caption else "no image"
+        wanted = "no image with a caption" if needs_caption else "no image (.jpg, .png, .webp)"
         raise PocketclipError(f"{', '.join(map(str, paths))}: {wanted} in it")
     return num_samples
 
