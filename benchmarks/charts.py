@@ -83,9 +83,7 @@ def scatter(
     }
 
 
-def _place_labels(
-    points: list[dict[str, Any]], width: float, between: tuple[float, float]
-) -> None:
+def _place_labels(points: list[dict[str, Any]], width: float, between: tuple[float, float]) -> None:
     """Labels stand right of their points, left of them near the edge, and off each other: the
     nearest free height of those `between` top and bottom; below one another where none is free.
     """
@@ -99,7 +97,7 @@ def _place_labels(
         heights += [2 * heights[0] - at for at in heights[1:]]
         free = [at for at in heights if all(abs(at - y) >= LABEL_HEIGHT for y in beside)]
         inside = [at for at in free if between[0] <= at <= between[1]] or free
-        at = min(inside, key=lambda at: (abs(at - heights[0]), -at))  # noqa: B023
+        at = min(inside, key=lambda at: (abs(at - heights[0]), -at))
         used.append((x0, x0 + extent, at))
         point["label_x"] = point["cx"] + (-12 if left else 12)
         point["label_y"] = at

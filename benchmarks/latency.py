@@ -38,9 +38,20 @@ def measure(
     with Progress(console=console, transient=True, disable=hidden) as bar:
         for name in dict.fromkeys(artifact.host for artifact in artifacts):
             own = [timing for timing in timings if timing.artifact.host == name]
+            if progress and not console.is_terminal:  # a log shows no bar
+                console.print(f"latency on {name}: {_announced(own, cfg)}", highlight=False)
             task = bar.add_task(f"latency on {name}", total=cfg.processes * cfg.rounds)
             hosts[name] = _measure(name, own, cfg, lambda task=task: bar.advance(task))
     return timings, hosts
+
+
+def _announced(timings: Sequence[Timing], cfg: Config) -> str:
+    """What is about to take a while, and how long at least and at most."""
+    least = cfg.processes * cfg.rounds * len(timings) * cfg.round_seconds
+    most = max(least, cfg.max_seconds)
+    return (
+        f"{len(timings)} towers, {least:.0f} s of queries, at most {most:.0f} s on a busy machine"
+    )
 
 
 def _measure(name: str, timings: list[Timing], cfg: Config, advance: Any) -> dict[str, Any]:

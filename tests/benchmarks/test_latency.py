@@ -87,6 +87,15 @@ def test_every_candidate_runs_once_in_each_round_in_changing_order(pretend):
     assert [len(timing.rounds) for timing in timings] == [16, 16, 16]
 
 
+def test_a_log_is_told_what_is_timed_and_for_how_long(pretend, capfd):
+    cfg = QUICK.model_copy(update={"round_seconds": 5.0, "max_seconds": 90.0})
+    measure([artifact("1"), artifact("2")], cfg)
+    said = capfd.readouterr().err
+    assert "latency on local: 2 towers, 60 s of queries, at most 90 s on a busy machine" in said
+    measure([artifact("1")], QUICK, progress=False)
+    assert not capfd.readouterr().err
+
+
 def test_each_session_opens_fresh_processes_and_closes_them(pretend):
     measure([artifact("1"), artifact("2")], QUICK, progress=False)
     kinds = [kind for kind, _ in pretend.log if kind != "run"]
