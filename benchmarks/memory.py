@@ -1,7 +1,5 @@
 """Memory of this process and of the converters that it starts, watched while something runs."""
 
-import ctypes
-import gc
 import os
 import re
 import threading
@@ -10,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.hosts import local
+from compress.freed import give_back
 
 INTERVAL_SECONDS = 0.1
 
@@ -18,7 +17,7 @@ class Watch:
     """The highest memory seen since `watching` began."""
 
     def __init__(self) -> None:
-        _give_back()
+        give_back()
         local.forget_peak()
         self._alone = local.resident_bytes()
         self._before = self._together = _all_bytes()
@@ -51,17 +50,9 @@ def watching() -> Iterator[Watch]:
         thread.join()
 
 
-def _give_back() -> None:
-    """Return freed memory to the system: what is reused from it would count as nothing."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
-
-
 def _all_bytes() -> int:
     """Memory of this process and its children now."""
-    return local.resident_bytes() + sum(_proportional_bytes(n) for n in _descendants(os.getpid()))
+    return local.resident_bytes() + sum(_further_bytes(n) for n in _descendants(os.getpid()))
 
 
 def _descendants(pid: int) -> Iterator[int]:
@@ -72,10 +63,17 @@ def _descendants(pid: int) -> Iterator[int]:
             yield from _descendants(child)
 
 
-def _proportional_bytes(pid: int) -> int:
-    """Memory of a process with what it shares counted in parts, as a browser shares much."""
-    found = re.search(r"^Pss:\s+(\d+) kB", _text(Path(f"/proc/{pid}/smaps_rollup")), re.MULTILINE)
-    return int(found.group(1)) * 1024 if found else 0
+def _further_bytes(pid: int) -> int:
+    """Memory of a child beside this process's.
+
+    What it shares is counted in parts, as a browser shares much. A fork of this very process, about
+    to become another program, has most of its pages from here: those count once, here.
+    """
+    forked = _text(Path(f"/proc/{pid}/cmdline")) == _text(Path("/proc/self/cmdline"))
+    kinds = r"Private_\w+" if forked else "Pss"
+    pattern = rf"^{kinds}:\s+(\d+) kB"
+    found = re.findall(pattern, _text(Path(f"/proc/{pid}/smaps_rollup")), re.MULTILINE)
+    return sum(map(int, found)) * 1024
 
 
 def _text(path: Path) -> str:

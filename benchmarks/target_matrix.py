@@ -44,11 +44,23 @@ def page(result: dict[str, Any]) -> str:
         parts += [f"{number}. {reason}" for reason, number in reasons.items()]
     machine, versions = result["machine"], result["versions"]
     packages = ", ".join(f"{name} {number}" for name, number in versions.items())
+    parts.append(_places(rows))
     parts.append(
         f"\n`{result['command']}`, {result['date']}, {machine['cores']} cores of "
         f"{machine['cpu']}; {packages}: `benchmarks/results/targets.json`.\n"
     )
     return "\n".join(parts)
+
+
+def _places(rows: list[dict[str, Any]]) -> str:
+    """Which CPU the cases of each model were run on."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        cpu = row.get("cpu")
+        if cpu and row["source"] not in found.setdefault(cpu, []):
+            found[cpu].append(row["source"])
+    told = [f"{', '.join(sources)} on {cpu}" for cpu, sources in found.items()]
+    return f"\nMeasured: {'; '.join(told)}." if told else ""
 
 
 def _costs(rows: list[dict[str, Any]], sources: list[str]) -> list[str]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from compress import atomic
 from compress.clip import CLASS_FILES, Clip, Encoder, TorchEncoder, save_classes
 from compress.fold import check_folded
+from compress.freed import give_back
 from compress.preprocess import Preprocess
 from export import Unavailable, _goldens, _parity, _readme
 
@@ -86,6 +87,7 @@ def writing(clip: Clip, out: Path, spec: Spec) -> Iterator[Path]:
         if clip.classes is not None:
             save_classes(clip.classes, folder)
         yield folder
+        give_back()  # what converters held, before the files are opened
         encoder, unavailable = _open(spec, folder)
         name = f"{spec.target} {spec.precision}"
         diagnose = partial(spec.diagnose, clip, folder) if spec.diagnose else None

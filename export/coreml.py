@@ -110,6 +110,7 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
                 model.license = clip.license
                 model.save(str(package))
             name_by_content_(package)
+        del model  # not held while the files are checked
 
 
 def load(folder: Path, device: str = "all", threads: int | None = None) -> MlEncoder:

@@ -124,6 +124,7 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
                 program = trace(clip, tower, cfg, samples)
             content, runtime[tower] = lower(program, cfg.backend, cfg.soc)
             (folder / f"{tower}.pte").write_bytes(content)
+        del program, content  # not held while the files are checked
 
 
 def load(folder: Path, device: str = "cpu", threads: int | None = None) -> PteEncoder:

@@ -79,6 +79,7 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
             convert(graph, folder / f"{tower}.mnn", QUANTIZATION[cfg.precision])
             for part in folder.glob(f"{graph.name}*"):
                 part.unlink()
+        del model  # not held while the files are checked
 
 
 def load(folder: Path, device: str = "cpu", threads: int | None = None) -> MnnEncoder:

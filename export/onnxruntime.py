@@ -102,6 +102,7 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
             portable.save(graph, folder / f"{tower}.onnx")
             if cfg.format == "ort":
                 _flat(folder, tower)
+        del graph  # not held while the files are checked
         if cfg.whole:
             proved = _whole.prove(clip, folder, cfg.whole, about.min_cosine)
             about.runtime["whole"] = proved

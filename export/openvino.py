@@ -129,6 +129,7 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
             ov.save_model(model, folder / f"{tower}.xml", compress_to_fp16=half)
             for file in folder.glob(f"{source.name}*"):
                 file.unlink()
+        del graph, model  # not held while the files are checked
 
 
 def load(folder: Path, device: str = "cpu", threads: int | None = None) -> OvEncoder:

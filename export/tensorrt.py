@@ -102,6 +102,7 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
             path = folder / f"{tower}.onnx"
             portable.save(typed(plain, tower, cfg, samples), path)
             runtime[tower] = _tried(path, cfg.capability)
+        del plain  # not held while the files are checked
 
 
 def load(folder: Path, device: str = "cuda", threads: int | None = None) -> TrtEncoder:

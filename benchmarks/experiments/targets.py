@@ -74,6 +74,7 @@ def case(source: str, target: str, precision: str | None, folder: Path) -> Rows:
         "weights_bytes": sum(4 * p.numel() for p in clip.model.parameters()),
         "trained": trained(clip),
         "load": machine.load_average(),
+        "cpu": machine.describe()["cpu"],
     }
     return [row | more for row in rows]
 
@@ -87,7 +88,9 @@ def kept_rows(source: str, target: str, precision: str | None, folder: Path) -> 
 def take_committed(folder: Path, results: Path) -> None:
     """Keep the cases of a results file whose towers all passed in `folder`, where it has none."""
     cases: dict[Path, Rows] = {}
-    for row in json.loads(results.read_text())["rows"]:
+    found = json.loads(results.read_text())
+    for row in found["rows"]:
+        row.setdefault("cpu", found["machine"]["cpu"])
         kept = kept_rows(row.pop("source"), row["target"], row["precision"], folder)
         cases.setdefault(kept, []).append(row)
     for kept, rows in cases.items():
