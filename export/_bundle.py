@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from compress import atomic
 from compress.clip import CLASS_FILES, Clip, Encoder, TorchEncoder, save_classes
+from compress.errors import GateFailed
 from compress.fold import check_folded
 from compress.freed import give_back
 from compress.preprocess import Preprocess
-from export import Unavailable, _goldens, _parity, _readme
+from export import Unavailable, _goldens, _parity, _readme, _saturation
 
 SCHEMA_VERSION = 1
 TOWERS = ("image", "text")
@@ -91,7 +92,10 @@ def writing(clip: Clip, out: Path, spec: Spec) -> Iterator[Path]:
         encoder, unavailable = _open(spec, folder)
         name = f"{spec.target} {spec.precision}"
         diagnose = partial(spec.diagnose, clip, folder) if spec.diagnose else None
-        parity = _parity.check(clip, encoder, spec.min_cosine, name, diagnose)
+        try:
+            parity = _parity.check(clip, encoder, spec.min_cosine, name, diagnose)
+        except GateFailed as failed:
+            raise GateFailed(f"{failed}{_saturation.hint(spec.runtime)}") from failed
         write_goldens(clip, encoder, folder / "golden")
         bundle = describe(clip, spec) | {"executed": unavailable is None, "parity": parity}
         if unavailable:

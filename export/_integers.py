@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from export import Unavailable, _calibration
+from export import Unavailable, _calibration, _saturation
 
 
 def compress(model: Any, tower: str, cfg: Any, samples: _calibration.Calibration | None) -> Any:
@@ -34,9 +34,18 @@ def compress(model: Any, tower: str, cfg: Any, samples: _calibration.Calibration
         fast_bias_correction=True,
         ignored_scope=nncf.IgnoredScope(names=floating(model)),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
-            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha)
+            overflow_fix=_overflow_fix(),
+            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha),
         ),
     )
+
+
+def _overflow_fix() -> Any:
+    """Weights of half the range in every layer where this CPU's sums overflow otherwise; elsewhere
+    NNCF's default."""
+    from nncf.quantization.advanced_parameters import OverflowFix
+
+    return OverflowFix.ENABLE if _saturation.here() else None
 
 
 def floating(model: Any) -> list[str]:

@@ -26,7 +26,7 @@ def warn(folder: Path, runtime: Mapping[str, Any], remedy: str) -> None:
 
     remedy: what avoids it, as the end of a sentence.
     """
-    if runtime.get("weight_bits") == 8 and saturates(machine_flags()):
+    if runtime.get("weight_bits") == 8 and here():
         warnings.warn(
             f"{folder}: this CPU has no VNNI, its 8-bit sums can overflow with these weights; "
             f"check with `pocketclip verify`, or {remedy}",
@@ -34,9 +34,24 @@ def warn(folder: Path, runtime: Mapping[str, Any], remedy: str) -> None:
         )
 
 
+def hint(runtime: Mapping[str, Any]) -> str:
+    """The end of a message about a bundle that fails its gate: the CPU may be why."""
+    if runtime.get("weight_bits") != 8 or not here():
+        return ""
+    return (
+        "; this CPU has no VNNI and its 8-bit sums can overflow: use 7-bit weights (quantize: "
+        "{weight_bits: 7}), or export on a CPU that has it"
+    )
+
+
 def saturates(flags: set[str] | None) -> bool:
     """Whether a CPU with these flags adds u8 * s8 products in 16 bits; None is not x86."""
     return flags is not None and not flags & VNNI
+
+
+def here() -> bool:
+    """Whether this CPU's 8-bit sums can overflow."""
+    return saturates(machine_flags())
 
 
 def machine_flags() -> set[str] | None:

@@ -43,9 +43,10 @@ class Config(BaseModel):
     batch: int = Field(default=1, ge=1)
     """Images or texts per call, fixed in the graph. In int8 all inputs of one call share a scale,
     so that with more than 1 an embedding depends, by a rounding error, on its neighbours."""
-    reduce_range: bool = False
-    """int8 with 7-bit weights, for x86 CPUs without VNNI, where 8-bit sums overflow; with a scheme,
-    `quantize: {weight_bits: 7}` says it."""
+    reduce_range: bool | None = None
+    """int8 with 7-bit weights, for x86 CPUs without VNNI, where 8-bit sums overflow; None: where
+    the CPU that writes the file is one, as its parity could not be shown there otherwise. With a
+    scheme, `quantize: {weight_bits: 7}` says it."""
     takes_pictures: bool = False
     """Whether the image file takes uint8 RGB pictures of any size [height, width, 3], resized,
     cropped and normalised inside within 2 grey levels of the contract."""
@@ -80,6 +81,8 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
     """
     from export import _scheme
 
+    if cfg.reduce_range is None:
+        cfg = cfg.model_copy(update={"reduce_range": _saturation.here()})
     schemed = cfg.precision == "int8" and clip.model.config.scheme is not None
     clip = clip if schemed else float_twin(clip)
     samples = _calibration.collect(clip, cfg.calibration) if cfg.calibrates else None
@@ -113,11 +116,12 @@ def narrowed(graph: Any, cfg: Config, rows: list[np.ndarray]) -> Any:
     from export import _int8, _narrow
 
     if cfg.precision == "int8":
+        assert cfg.reduce_range is not None, "write() decides it"
         limit = _int8.REDUCED_RANGE if cfg.reduce_range else _int8.FULL_RANGE
         return _int8.rewrite(graph, limit)
     if cfg.precision == "int8-static":
         calls = [np.repeat(row, cfg.batch, axis=0) for row in rows]
-        return _narrow.static(graph, calls, cfg.reduce_range)
+        return _narrow.static(graph, calls, bool(cfg.reduce_range))
     if cfg.precision == "int4":
         return _narrow.four_bits(graph)
     return _narrow.half(graph) if cfg.precision == "fp16" else graph

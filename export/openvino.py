@@ -165,7 +165,7 @@ def spec(
         "proved_with": versions,
     }
     if cfg.precision.startswith("int8"):
-        runtime["weight_bits"] = 8
+        runtime["weight_bits"] = 7 if cfg.precision == "int8" and _saturation.here() else 8
     if samples:
         runtime |= {"calibration": samples.record(), "smooth_quant": cfg.smooth_quant}
     if plugin:

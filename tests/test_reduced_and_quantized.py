@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import tiny_clip
+from tiny import EXACT_BITS, tiny_clip
 
 from compress import plugin
 from compress.clip import TorchEncoder, load, save
@@ -45,7 +45,8 @@ def test_its_int8_files_pass_parity(
 ) -> None:
     clip = replace(smaller.clip, data=smaller.data)
     if scheme:
-        clip = quantize.run(smaller, quantize.Config(), tmp_path / "quantize").clip
+        cfg = quantize.Config(weight_bits=EXACT_BITS)
+        clip = quantize.run(smaller, cfg, tmp_path / "quantize").clip
     folder = tmp_path / "bundle"
     exporter.write(clip, exporter.Config(precision="int8", min_cosine=0.97), folder)
     found = exporter.load(folder).encode_image(PIXELS)

@@ -13,11 +13,16 @@ from compress.model import ClipConfig, ClipModel, TextConfig, VisionConfig, init
 from compress.preprocess import Preprocess
 from compress.tokenizer import Tokenizer, TokenizerContract
 from compress.work import Data, Work
+from export import _saturation
 
 COLORS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "black": (0, 0, 0)}
 SHAPES = {"square": (4, 4, 28, 28), "bar": (2, 12, 30, 20)}
 
 START, END, PAD, VOCABULARY = 298, 299, 0, 300
+
+
+EXACT_BITS = 7 if _saturation.here() else 8
+"""Bits of weights whose products with 8-bit inputs this CPU adds without overflow."""
 
 
 def tiny_tokenizer(context_length: int = 16) -> Tokenizer:

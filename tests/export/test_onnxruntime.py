@@ -23,7 +23,9 @@ pytestmark = pytest.mark.usefixtures("trace_once")
 @pytest.fixture(scope="module", params=["fp32", "int8"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / f"onnxruntime-{request.param}"
-    exporter.write(tiny_clip(), exporter.Config(precision=request.param), folder)
+    # Of the full range on any CPU, though one without VNNI would not let it pass.
+    config = exporter.Config(precision=request.param, reduce_range=False, min_cosine=-1)
+    exporter.write(tiny_clip(), config, folder)
     return folder
 
 
@@ -90,6 +92,28 @@ def test_full_range_weights_warn_on_a_cpu_without_vnni(
     monkeypatch.setattr(_saturation, "machine_flags", lambda: {"avx2", "avx512f"})
     exporter.load(bundle, threads=1)
     assert any("reduce_range" in str(w.message) for w in recwarn) == bundle.name.endswith("int8")
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-static"])
+def test_a_cpu_without_vnni_writes_the_reduced_range_unless_told(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for flags, told, bits in (({"avx2"}, None, 7), ({"avx_vnni"}, None, 8), ({"avx2"}, False, 8)):
+        monkeypatch.setattr(_saturation, "machine_flags", lambda flags=flags: flags)
+        config = exporter.Config(precision=precision, reduce_range=told, min_cosine=-1)
+        exporter.write(tiny_clip(), config, tmp_path / f"{bits}-{told}")
+        assert read(tmp_path / f"{bits}-{told}")["runtime"]["weight_bits"] == bits
+
+
+def test_a_gate_that_fails_without_vnni_says_what_may_be_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = exporter.Config(precision="int8", reduce_range=False, min_cosine=1)
+    for flags, hinted in (({"avx2"}, True), ({"avx_vnni"}, False)):
+        monkeypatch.setattr(_saturation, "machine_flags", lambda flags=flags: flags)
+        with pytest.raises(GateFailed) as failed:
+            exporter.write(tiny_clip(), config, tmp_path / "out")
+        assert ("has no VNNI and its 8-bit sums can overflow" in str(failed.value)) == hinted
 
 
 def test_reduced_range_is_recorded_and_does_not_warn(

@@ -83,7 +83,10 @@ def test_int8_calibrates_on_training_pairs_and_says_so(
 ) -> None:
     pytest.importorskip("nncf")
     clip = replace(tiny_clip(), data=tiny_data(tmp_path / "data"))
-    exporter.write(clip, exporter.Config(precision="int8", calibration=6), tmp_path / "out")
+    monkeypatch.setattr(_saturation, "machine_flags", lambda: {"avx_vnni"})
+    # A CPU without VNNI may not let it pass.
+    settings = exporter.Config(precision="int8", calibration=6, min_cosine=-1)
+    exporter.write(clip, settings, tmp_path / "out")
     runtime = json.loads((tmp_path / "out" / "bundle.json").read_text())["runtime"]
     assert runtime["calibration"]["source"] == "training pairs"
     assert runtime["calibration"]["num_images"] == 6
@@ -92,6 +95,38 @@ def test_int8_calibrates_on_training_pairs_and_says_so(
     monkeypatch.setattr(_saturation, "machine_flags", lambda: {"avx2"})
     with pytest.warns(UserWarning, match="no VNNI.*quantize with weight_bits: 7"):
         exporter.load(tmp_path / "out")
+
+
+def test_int8_written_without_vnni_cannot_overflow_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    pytest.importorskip("nncf")
+    clip = replace(tiny_clip(), data=tiny_data(tmp_path / "data"))
+    levels = {}
+    for flags in ({"avx2"}, {"avx_vnni"}):
+        monkeypatch.setattr(_saturation, "machine_flags", lambda flags=flags: flags)
+        settings = exporter.Config(precision="int8", calibration=6, min_cosine=-1)
+        out = tmp_path / min(flags)
+        exporter.write(clip, settings, out)
+        runtime = json.loads((out / "bundle.json").read_text())["runtime"]
+        levels[runtime["weight_bits"]] = largest_code(out / "image.xml")
+    assert levels[7] <= 64 < levels[8]
+    monkeypatch.setattr(_saturation, "machine_flags", lambda: {"avx2"})
+    exporter.load(tmp_path / "avx2")
+    assert not any("VNNI" in str(w.message) for w in recwarn)
+
+
+def largest_code(path: Path) -> int:
+    """Of all 8-bit constants in an OpenVINO file, but of the first layer."""
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    codes = [
+        np.abs(node.data.astype(int)).max()
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "Constant" and node.get_element_type().type_name == "i8"
+    ]
+    return int(sorted(codes)[-2])
 
 
 def test_calibration_without_data_takes_drawings() -> None:
