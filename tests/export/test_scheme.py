@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
-from tiny import tiny_clip, tiny_data
+from tiny import EXACT_BITS, tiny_clip, tiny_data
 from torch import Tensor
 
 from compress.clip import Clip, TorchEncoder
@@ -26,7 +26,8 @@ W4 = {"act_bits": None, "weight_bits": 4}
 def quantized(folder: Path, **settings: object) -> Clip:
     clip = tiny_clip(layers=1)
     work = Work(clip, clip, tiny_data(folder))
-    return quantize.run(work, quantize.Config(**settings), folder).clip
+    cfg = quantize.Config.model_validate({"weight_bits": EXACT_BITS, **settings})
+    return quantize.run(work, cfg, folder).clip
 
 
 def executed(clip: Clip, tower: str, rows: Tensor) -> tuple[Tensor, dict[str, str]]:
@@ -72,7 +73,8 @@ def test_massive_neurons_run_in_float_beside_the_integers(act: str, tmp_path: Pa
         mlp.up.bias[5] = 300.0
         mlp.down.weight[:, 5] *= 1e-2
     work = Work(clip, clip, tiny_data(tmp_path))
-    made = quantize.run(work, quantize.Config(act=act), tmp_path).clip
+    cfg = quantize.Config.model_validate({"act": act, "weight_bits": EXACT_BITS})
+    made = quantize.run(work, cfg, tmp_path).clip
     rows = _parity.probes(made)[0][:8]
     wanted = TorchEncoder(made).encode_image(rows)
     assert torch.cosine_similarity(wanted, TorchEncoder(clip).encode_image(rows)).min() > 0.99
@@ -89,7 +91,7 @@ def test_a_static_bundle_agrees_and_holds_integers(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     onnxruntime.write(clip, onnxruntime.Config(precision="int8", min_cosine=0.999), out)
     told = json.loads((out / "bundle.json").read_text())["runtime"]
-    assert told["scheme"] == "w8a8" and told["not_as_the_scheme_says"] == {}
+    assert told["scheme"] == f"w{EXACT_BITS}a8" and told["not_as_the_scheme_says"] == {}
     for tower in ("image", "text"):
         model = onnx.load(out / f"{tower}.onnx")
         arrays = [numpy_helper.to_array(t) for t in model.graph.initializer]
@@ -197,7 +199,8 @@ def test_executorch_computes_the_same_scheme(tmp_path: Path) -> None:
     assert told["image"]["delegated_share"] > 0.8
     fixed = quantized(tmp_path)
     _, notes = _decomposed.realise(fixed, "image", dynamic=True)
-    assert notes["image.blocks.0.mlp.up"] == "asked w8a8 static, runs w8a8 dynamic"
+    bits = f"w{EXACT_BITS}a8"
+    assert notes["image.blocks.0.mlp.up"] == f"asked {bits} static, runs {bits} dynamic"
 
 
 def test_executorch_multiplies_four_bits_by_eight(tmp_path: Path) -> None:
