@@ -20,11 +20,24 @@ class Watch:
         give_back()
         local.forget_peak()
         self._alone = local.resident_bytes()
-        self._before = self._together = _all_bytes()
+        self._forks: set[int] = set()
+        self._before = self._together = self._all_bytes()
 
     def sample(self) -> None:
         """Look at this process and its children once; their peaks need not coincide."""
-        self._together = max(self._together, _all_bytes())
+        self._together = max(self._together, self._all_bytes())
+
+    def _all_bytes(self) -> int:
+        """Memory of this process and its children now.
+
+        A program starts as a fork of this process, which for a moment seems to hold all that this
+        one holds. A fork counts once it has been seen twice, with what it has of its own.
+        """
+        children = set(_descendants(os.getpid()))
+        forks = {pid for pid in children if _is_fork(pid)}
+        lasting, self._forks = forks & self._forks, forks
+        further = sum(map(_proportional_bytes, children - forks))
+        return local.resident_bytes() + further + sum(map(_private_bytes, lasting))
 
     @property
     def added_bytes(self) -> int:
@@ -50,11 +63,6 @@ def watching() -> Iterator[Watch]:
         thread.join()
 
 
-def _all_bytes() -> int:
-    """Memory of this process and its children now."""
-    return local.resident_bytes() + sum(_further_bytes(n) for n in _descendants(os.getpid()))
-
-
 def _descendants(pid: int) -> Iterator[int]:
     """Children of a process, and theirs; none where the system does not list them."""
     for listed in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -63,17 +71,21 @@ def _descendants(pid: int) -> Iterator[int]:
             yield from _descendants(child)
 
 
-def _further_bytes(pid: int) -> int:
-    """Memory of a child beside this process's.
+def _is_fork(pid: int) -> bool:
+    """Whether a child still is this very program."""
+    return _text(Path(f"/proc/{pid}/cmdline")) == _text(Path("/proc/self/cmdline"))
 
-    What it shares is counted in parts, as a browser shares much. A fork of this very process, about
-    to become another program, has most of its pages from here: those count once, here.
-    """
-    forked = _text(Path(f"/proc/{pid}/cmdline")) == _text(Path("/proc/self/cmdline"))
-    kinds = r"Private_\w+" if forked else "Pss"
-    pattern = rf"^{kinds}:\s+(\d+) kB"
-    found = re.findall(pattern, _text(Path(f"/proc/{pid}/smaps_rollup")), re.MULTILINE)
-    return sum(map(int, found)) * 1024
+
+def _proportional_bytes(pid: int) -> int:
+    """Memory of a process with what it shares counted in parts, as a browser shares much."""
+    found = re.search(r"^Pss:\s+(\d+) kB", _text(Path(f"/proc/{pid}/smaps_rollup")), re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else 0
+
+
+def _private_bytes(pid: int) -> int:
+    """Memory that a process shares with no other."""
+    rollup = _text(Path(f"/proc/{pid}/smaps_rollup"))
+    return 1024 * sum(map(int, re.findall(r"^Private_\w+:\s+(\d+) kB", rollup, re.MULTILINE)))
 
 
 def _text(path: Path) -> str:
