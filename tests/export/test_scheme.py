@@ -191,16 +191,15 @@ def test_executorch_computes_the_same_scheme(tmp_path: Path) -> None:
     pytest.importorskip("executorch")
     from export import executorch
 
-    clip = quantized(tmp_path, act="dynamic")
+    clip = quantized(tmp_path, act="dynamic", weight_bits=8)  # XNNPACK's sums don't overflow
     out = tmp_path / "bundle"
     executorch.write(clip, executorch.Config(precision="int8", min_cosine=0.999), out)
     told = json.loads((out / "bundle.json").read_text())["runtime"]
     assert set(told["not_as_the_scheme_says"]) == {"image.patch"}
     assert told["image"]["delegated_share"] > 0.8
-    fixed = quantized(tmp_path)
+    fixed = quantized(tmp_path, weight_bits=8)
     _, notes = _decomposed.realise(fixed, "image", dynamic=True)
-    bits = f"w{EXACT_BITS}a8"
-    assert notes["image.blocks.0.mlp.up"] == f"asked {bits} static, runs {bits} dynamic"
+    assert notes["image.blocks.0.mlp.up"] == "asked w8a8 static, runs w8a8 dynamic"
 
 
 def test_executorch_multiplies_four_bits_by_eight(tmp_path: Path) -> None:
@@ -228,7 +227,7 @@ def test_litert_computes_the_same_scheme(tmp_path: Path) -> None:
     pytest.importorskip("litert_torch")
     from export import litert
 
-    clip = quantized(tmp_path)
+    clip = quantized(tmp_path, weight_bits=8)
     out = tmp_path / "bundle"
     litert.write(clip, litert.Config(precision="int8-static", min_cosine=0.999), out)
     told = json.loads((out / "bundle.json").read_text())["runtime"]
