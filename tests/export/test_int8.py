@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from compress.clip import Clip, TorchEncoder
 from compress.model import ClipConfig, ClipModel, initialise_
-from export import _int8, _parity
+from export import _int8, _parity, _saturation
 from export import onnx as portable
+
+LIMIT = _int8.REDUCED_RANGE if _saturation.here() else _int8.FULL_RANGE
+"""What this CPU's kernels add without overflow."""
 
 
 def varied(**changes: dict[str, object]) -> Clip:
@@ -125,7 +128,7 @@ def test_int8_towers_stay_near_torch(changes: dict[str, dict[str, object]]) -> N
         ("image", pixels, wanted.encode_image(pixels)),
         ("text", tokens, wanted.encode_text(tokens)),
     ):
-        found = run(_int8.rewrite(portable.graph(clip, tower, 1, 20)), rows)
+        found = run(_int8.rewrite(portable.graph(clip, tower, 1, 20), LIMIT), rows)
         # 8-bit rounding noise of narrow random layers; a wrong head order or mask gives below 0.9.
         assert torch.cosine_similarity(found, embeddings).min() > 0.99
 
@@ -134,7 +137,7 @@ def test_a_mask_that_is_not_causal_keeps_its_attention() -> None:
     clip = varied()
     assert clip.model.text.mask is not None
     clip.model.text.mask[5, 2] = -1e4
-    model = _int8.rewrite(portable.graph(clip, "text", 1, 20))
+    model = _int8.rewrite(portable.graph(clip, "text", 1, 20), LIMIT)
     assert (count(model, "QAttention"), count(model, "Softmax")) == (0, 2)
     _, tokens = _parity.probes(clip)
     wanted = TorchEncoder(clip).encode_text(tokens)
@@ -160,12 +163,13 @@ def exported(module: nn.Module, x: Tensor) -> onnx.ModelProto:
 def test_patches_as_matmul_equal_the_convolution(batch: int) -> None:
     module, x = _Patches(), torch.randn(batch, 3, 8, 6)
     model = exported(module, x)
-    integers = {n: a for n, a in weights(_int8.rewrite(model)).items() if a.dtype == np.int8}
+    made = _int8.rewrite(model, LIMIT)
+    integers = {n: a for n, a in weights(made).items() if a.dtype == np.int8}
     assert [a.shape for a in integers.values()] == [(24, 5)]
-    session = onnxruntime.InferenceSession(_int8.rewrite(model).SerializeToString())
+    session = onnxruntime.InferenceSession(made.SerializeToString())
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     (low, high), reach = (x.min().item(), x.max().item()), module.conv.weight.abs().flatten(1)
-    step, weight_step = (high - low) / 255, reach.amax(1).max().item() / 127
+    step, weight_step = (high - low) / 255, reach.amax(1).max().item() / LIMIT
     bound = 24 * (step * reach.max().item() + weight_step * max(-low, high)) / 2
     with torch.no_grad():
         assert np.abs(found - module(x).numpy()).max() < bound / 4  # errors don't all add up
@@ -174,14 +178,14 @@ def test_patches_as_matmul_equal_the_convolution(batch: int) -> None:
 def test_linear_equals_integer_arithmetic() -> None:
     """u8 codes from min and max including 0, int8 weights, an exact integer sum, one scale."""
     module, x = nn.Linear(6, 4), torch.randn(3, 6)
-    model = _int8.rewrite(exported(module, x))
+    model = _int8.rewrite(exported(module, x), LIMIT)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     low, high = min(0.0, x.min().item()), max(0.0, x.max().item())
     step = (high - low) / 255
     zero = round(-low / step)
     codes = np.clip(np.rint(x.numpy() / step) + zero, 0, 255) - zero
-    integers, scale = _int8.quantize_weight(module.weight.detach().numpy().T)
+    integers, scale = _int8.quantize_weight(module.weight.detach().numpy().T, LIMIT)
     wanted = codes @ integers * (step * scale) + module.bias.detach().numpy()
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
