@@ -72,14 +72,15 @@ def scatter(
         for p in points
     ]
     _place_labels(placed, width, (y.end, y.start))
-    best = frontier(points)
+    best, heights = frontier(points), ticks(y.low, y.high)
     return {
         "width": width,
         "height": height,
         "points": placed,
         "frontier": " ".join(f"{x(p['x'])},{y(p['y'])}" for p in best),
         "x_ticks": [{"at": x(v), "value": v} for v in log_ticks(x.low, x.high)],
-        "y_ticks": [{"at": y(v), "value": v} for v in ticks(y.low, y.high)],
+        "y_ticks": [{"at": y(v), "value": v} for v in heights],
+        "y_digits": 0 if all(round(100 * v, 6).is_integer() for v in heights) else 1,
     }
 
 

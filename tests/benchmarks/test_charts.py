@@ -60,6 +60,8 @@ def test_labels_of_points_on_the_axis_stay_above_it():
     assert heights[-1] <= plot["height"] - 52 and heights[0] >= 16
     assert all(b - a >= 17 for a, b in pairwise(heights))
     assert all(p["moved"] for p in plot["points"])
+    assert plot["y_digits"] == 1  # 0, 0.5, 1 % and so on: whole percents would repeat
+    assert scatter([point("a", 1, 0.3), point("b", 2, 0.7)])["y_digits"] == 0
 
 
 def test_one_point_makes_a_plot():
