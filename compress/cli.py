@@ -143,8 +143,7 @@ def export(
     """Write a model as a bundle for one target, checked against the torch model."""
     from compress import export_command
 
-    folder = export_command.export(model, target, overrides, out, pictures or ())
-    say(f"bundle: {folder}")
+    say(f"bundle: {export_command.export(model, target, overrides, out, pictures or ())}")
 
 
 @app.command()

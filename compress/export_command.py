@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import plugin
-from compress.data.shards import thinned
+from compress.data.shards import expand, is_image, sample_files
 from compress.fold import fold
 from compress.problems import Problems
 from compress.recipe import Step, steps
@@ -45,6 +45,17 @@ def export(
         clip = float_twin(clip)
     exporter.write(clip, step.config, folder)
     return folder
+
+
+def thinned(paths: Sequence[Path], most: int) -> list[Path]:
+    """Shards as they are, and of the images at most `most`, evenly spread: the others are not even
+    read.
+    """
+    files = [file for path in expand(paths) for file in sample_files(path)]
+    images = [file for file in files if is_image(file)]
+    shards = [path for path in expand(paths) if path.is_file() and not is_image(path)]
+    step = max(1.0, len(images) / most)
+    return [*shards, *(images[int(n * step)] for n in range(min(most, len(images))))]
 
 
 def _step(target: str, overrides: list[str]) -> Step:

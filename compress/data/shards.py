@@ -109,19 +109,6 @@ def is_image(path: Path) -> bool:
     return path.suffix.removeprefix(".").lower() in IMAGE_SUFFIXES
 
 
-def thinned(paths: Sequence[Path | str], most: int) -> list[Path]:
-    """Shards as they are, and of the images in folders at most `most`, evenly spread: the others
-    are not even read.
-    """
-    shards, images = [], []
-    for path in expand(paths):
-        files = [path] if path.is_file() else folder_files(path)
-        images += [file for file in files if is_image(file)]
-        shards += [file for file in files if file.suffix in OPENERS]
-    step = max(1.0, len(images) / most)
-    return [*shards, *(images[int(n * step)] for n in range(min(most, len(images))))]
-
-
 def read_samples(
     paths: Sequence[Path | str], bad: BadSamples | None = None, needs_caption: bool = True
 ) -> Iterator[Sample]:

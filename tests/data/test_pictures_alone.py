@@ -18,9 +18,10 @@ from compress import recipe as recipes
 from compress.batches import Sampler
 from compress.cli import app
 from compress.data.pairs import load_pairs
-from compress.data.shards import count_samples, digest, thinned
+from compress.data.shards import count_samples, digest
 from compress.data.stand_ins import SENTENCES
 from compress.errors import PocketclipError
+from compress.export_command import thinned
 from compress.feed import Batches
 from compress.stages import distill, exact, quantize
 from compress.stream_feed import Stream, StreamedBatches
