@@ -61,6 +61,9 @@ def test_every_photo_is_read_and_texts_without_one_are_passed_over(photos: Path)
     assert count_samples([photos]) == 7 and count_samples([photos], needs_caption=False) == 6
     assert len(pairs) == len(pairs.images) == 6 and not pairs.skipped
     assert sorted(pairs.names) == ["IMG_1", "IMG_2", "IMG_3", "IMG_4", "IMG_5", "a beach"]
+    (photos / "empty").mkdir()
+    with pytest.raises(PocketclipError, match=r"empty: no image \(\.jpg, \.png, \.webp\) in it"):
+        load_pairs([photos / "empty"], 16, needs_caption=False)
     (photos / "winter/IMG_1.jpg").write_bytes(b"cut off")
     with pytest.raises(PocketclipError, match=r"IMG_1\.jpg: not a whole image"):
         load_pairs([photos], 16, needs_caption=False)
