@@ -21,12 +21,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from compress import atomic
-from compress.clip import CLASS_FILES, Clip, Encoder, TorchEncoder, save_classes
+from compress.clip import CLASS_FILES, Clip, Encoder, save_classes
 from compress.errors import GateFailed
 from compress.fold import check_folded
 from compress.freed import give_back
 from compress.preprocess import Preprocess
 from export import Unavailable, _goldens, _parity, _readme, _saturation
+from export._reference import Reference, embedding_space
 
 SCHEMA_VERSION = 1
 TOWERS = ("image", "text")
@@ -173,23 +174,10 @@ def tower_entry(tower: str, spec: Spec, shape: list[int], clip: Clip) -> dict[st
     }
 
 
-def embedding_space(clip: Clip) -> str:
-    """Fingerprint of the model that embeddings come from: sha256 over its structure and weights.
-
-    Equal for all targets and precisions of one model, whose embeddings may share an index;
-    different as soon as a weight differs.
-    """
-    digest = hashlib.sha256(clip.model.config.model_dump_json().encode())
-    for name, tensor in sorted(clip.model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return f"sha256:{digest.hexdigest()}"
-
-
 def write_goldens(clip: Clip, encoder: Encoder, folder: Path) -> None:
     """Pictures, texts and what the torch model makes of them, with the cosines `encoder` met."""
     folder.mkdir()
-    torch_model = TorchEncoder(clip)
+    torch_model = Reference(clip)
     images = [
         _write_image_golden(clip.preprocess, torch_model, picture, folder / name)
         for name, picture in _goldens.pictures(clip.preprocess.size).items()

@@ -27,8 +27,47 @@ def half(model: Any) -> Any:
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    own = _unshared(model)
+    own = scale_keys(_unshared(model))
     return convert_float_to_float16(own, keep_io_types=True, op_block_list=list(KEPT_FLOAT))
+
+
+def scale_keys(model: Any) -> Any:
+    """The model with attention's constant scale on the keys where it was on the queries.
+
+    Scaled queries of one matrix product (timm's attention over feature maps, as in MobileCLIP's
+    image towers) are a pattern that ONNX Runtime's AttentionFusion reads as float32: a file in
+    half precision would not open at all.
+    """
+    made = type(model)()
+    made.CopyFrom(model)
+    makers = {name: node for node in made.graph.node for name in node.output}
+    constants = {tensor.name for tensor in made.graph.initializer if not tensor.dims}
+    moved = {}
+    for node in made.graph.node:
+        scaled = makers.get(node.input[0]) if node.op_type == "MatMul" else None
+        if scaled is None or scaled.op_type != "Mul" or scaled.input[1] not in constants:
+            continue
+        queries, keys = scaled.input[0], node.input[1]
+        scaled.input[0], node.input[0], node.input[1] = keys, queries, scaled.output[0]
+        moved[node.output[0]] = scaled
+    _put_before(made, moved)
+    return made
+
+
+def _put_before(model: Any, moved: dict[str, Any]) -> None:
+    """Nodes to where the maker of an output stands, as inputs have to be there before it."""
+    graph, outputs = model.graph, {name for node in moved.values() for name in node.output}
+    nodes = []
+    for node in graph.node:
+        if not outputs & set(node.output):
+            nodes += [moved[name] for name in node.output if name in moved] + [node]
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    shapes = [value for value in graph.value_info if value.name not in outputs]
+    copies = [type(value).FromString(value.SerializeToString()) for value in shapes]
+    del graph.value_info[:]
+    graph.value_info.extend(copies)
 
 
 def _unshared(model: Any) -> Any:

@@ -12,15 +12,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from compress.clip import Clip, Encoder, TorchEncoder
+from compress.clip import Clip, Encoder
 from compress.errors import GateFailed
 from export import _goldens, _zero_shot
+from export._reference import Reference
 
 NUM_PICTURES = 48
 FLAT = ("black", "gray", "white")
 NEAREST = 10
-ROWS = 8
-"""Rows that the torch model is given at once."""
 NUM_REPEATED = 8
 """Rows that are run a second time, in another order and alone."""
 
@@ -56,7 +55,7 @@ def check(
     `min_cosine`; `diagnose(tower, row)` then says where in the graph it comes from.
     """
     rows = dict(zip(("image", "text"), probes(clip)))
-    torch_model = InParts(TorchEncoder(clip))
+    torch_model = Reference(clip)
     wanted = {tower: _encode(torch_model, tower, rows[tower]) for tower in rows}
     found = {tower: _encode(artifact, tower, rows[tower]) for tower in rows}
     figures: dict[str, Any] = {}
@@ -73,21 +72,6 @@ def check(
         where = lambda t=tower, n=worst: diagnose(t, rows[t][n : n + 1]) if diagnose else ""  # noqa: E731
         _gate(figures[tower], min_cosine, f"{place}, {_probe(tower, worst)}", where)
     return figures | _zero_shot.compare(clip, torch_model, artifact)
-
-
-class InParts:
-    """An encoder that is given a few rows at once: activations of many outweigh its weights."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """pixels [B, 3, H, W] -> [B, E]."""
-        return torch.cat([self.encoder.encode_image(part) for part in pixels.split(ROWS)])
-
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """tokens [B, L] -> [B, E]."""
-        return torch.cat([self.encoder.encode_text(part) for part in tokens.split(ROWS)])
 
 
 def probes(clip: Clip) -> tuple[Tensor, Tensor]:

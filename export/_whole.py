@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from compress.clip import Clip, TorchEncoder
+from compress.clip import Clip
 from compress.errors import GateFailed
 from compress.preprocess import FILTERS, Preprocess, flatten
 from export import Unavailable, _bundle, _goldens, _graph, _parity, _picture, _strings
+from export._reference import Reference
 
 MAX_LEVELS = 2
 """Grey levels of 255 by which a picture may differ after its resize."""
@@ -89,7 +90,7 @@ def prove(clip: Clip, folder: Path, towers: Sequence[str], min_cosine: float) ->
     fall short of `min_cosine`.
     """
     found: dict[str, Any] = {}
-    model = TorchEncoder(clip)
+    model = Reference(clip)
     for tower in towers:
         fed, inside = _fed(clip, tower)
         wanted = model.encode_image(inside) if tower == "image" else model.encode_text(inside)

@@ -239,7 +239,9 @@ def _converted(graph: Any, dtype: str, full_range: bool) -> Any:
     if dtype == "fp16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        return convert_float_to_float16(graph, keep_io_types=True)
+        from export import _narrow
+
+        return convert_float_to_float16(_narrow.scale_keys(graph), keep_io_types=True)
     return graph
 
 

@@ -35,7 +35,7 @@ from benchmarks.experiments.target_sources import ROOT, SEED, SOURCES, opened, t
 from benchmarks.target_claims import ON_LINUX, STUDENT, claims
 from compress import atomic
 from compress.errors import PocketclipError
-from export import _contract
+from export import _contract, _reference
 
 RESULTS = ROOT / "benchmarks/results/targets.json"
 PAGE = ROOT / "docs/targets.md"
@@ -67,8 +67,11 @@ def case(source: str, target: str, precision: str | None, folder: Path) -> Rows:
     except PocketclipError as error:
         row = {**about, "passed": False, "kind": "no source", "reason": str(error)}
         return [{**row, "tower": tower} for tower in ("image", "text")]
+    said = folder.parent / "reference.npz"
+    _reference.load(said)
     with memory.watching() as watch:
         rows = _contract.prove(clip, target, precision, folder / "bundle")
+    _reference.save(said)
     more = {
         "peak_memory_bytes": watch.added_bytes,
         "weights_bytes": sum(4 * p.numel() for p in clip.model.parameters()),

@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from compress.clip import Clip
-from export import _bundle
+from export import _reference
 from export import onnx as portable
 
 
@@ -22,7 +22,7 @@ def trace_once(traced: dict[tuple[str, str, int, int], onnx.ModelProto]) -> Iter
     trace = portable.graph
 
     def graph(clip: Clip, tower: str, batch: int, opset: int) -> onnx.ModelProto:
-        key = (_bundle.embedding_space(clip), tower, batch, opset)
+        key = (_reference.embedding_space(clip), tower, batch, opset)
         if key not in traced:
             traced[key] = trace(clip, tower, batch, opset)
         copy = onnx.ModelProto()

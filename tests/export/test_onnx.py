@@ -21,7 +21,7 @@ from compress.clip import Clip, TorchEncoder
 from compress.errors import GateFailed, PocketclipError
 from compress.schedule import Method, Reduction, Site
 from compress.stages.prune_tokens import reduced
-from export import _bundle, _goldens, _parity, _proto
+from export import _bundle, _goldens, _parity, _proto, _reference
 from export import onnx as exporter
 from export._verify import verify
 
@@ -220,8 +220,8 @@ def test_embedding_space_follows_every_weight() -> None:
     one, same, other = tiny_clip(), tiny_clip(), tiny_clip()
     with torch.no_grad():
         other.model.text.position[3, 3] += 1e-3
-    assert _bundle.embedding_space(one) == _bundle.embedding_space(same)
-    assert _bundle.embedding_space(one) != _bundle.embedding_space(other)
+    assert _reference.embedding_space(one) == _reference.embedding_space(same)
+    assert _reference.embedding_space(one) != _reference.embedding_space(other)
 
 
 def test_goldens_cover_the_awkward_pictures() -> None:

@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
 from tiny import tiny_clip
 
 from compress.errors import GateFailed
-from export import Unavailable, _saturation
+from export import Unavailable, _narrow, _saturation
 from export import onnxruntime as exporter
 from export._verify import verify
 
@@ -66,6 +69,29 @@ def test_half_precision_takes_equal_weights(tmp_path: Path) -> None:
     assert min(verify(tmp_path / "out").values()) > 0.999
     kinds = {t.data_type for t in onnx.load(tmp_path / "out" / "text.onnx").graph.initializer}
     assert onnx.TensorProto.FLOAT16 in kinds
+
+
+def test_half_precision_opens_with_scaled_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime takes the attention of MobileCLIP's image towers for float32."""
+    from timm.models.fastvit import Attention
+
+    torch.manual_seed(0)
+    attention = Attention(64).eval()
+    attention.fused_attn = False
+    rows = torch.randn(1, 64, 2, 2)
+    exported = torch.onnx.export(attention, (rows,), dynamo=True, verbose=False)
+    assert exported is not None
+
+    def run(graph: onnx.ModelProto) -> np.ndarray:
+        session = onnxruntime.InferenceSession(graph.SerializeToString())
+        return np.asarray(session.run(None, {session.get_inputs()[0].name: rows.numpy()})[0])
+
+    wanted = attention(rows).detach().numpy()
+    np.testing.assert_allclose(run(_narrow.scale_keys(exported.model_proto)), wanted, atol=1e-5)
+    np.testing.assert_allclose(run(_narrow.half(exported.model_proto)), wanted, atol=2e-3)
+    monkeypatch.setattr(_narrow, "scale_keys", lambda model: model)
+    with pytest.raises(Exception, match="MLFloat16"):  # if this opens, scale_keys can go
+        run(_narrow.half(exported.model_proto))
 
 
 def test_int8_files_are_a_fraction_of_fp32(tmp_path: Path) -> None:
