@@ -100,6 +100,8 @@ SOURCES: dict[str, Callable[[], Clip]] = {
     "MobileCLIP2-S0": open_clip("MobileCLIP2-S0"),
     "SigLIP B/16": partial(siglip, "ViT-B-16-SigLIP"),
 }
+TIMED = ("ViT-B/16",)
+"""Sources of which one precision a target is tried, for the time that an export takes."""
 
 
 def trained(clip: Clip) -> bool:

@@ -116,6 +116,14 @@ def test_first_precisions_come_before_second_ones() -> None:
     assert len(turns) == len(set(turns)) == 2 * len(cases)
 
 
+def test_a_source_there_for_its_time_has_one_precision_a_target(tmp_path: Path) -> None:
+    turns = targets._in_turn(["ViT-B/16"], quick=False)
+    assert len(turns) == len({target for _, target, _ in turns})
+    rows = targets._gathered(quick=False, folder=tmp_path)
+    found = [(row["target"], row["precision"]) for row in rows if row["source"] == "ViT-B/16"]
+    assert found[::2] == [(t, p) for place, t, p in targets._cases(False) if place == 0]
+
+
 def test_page_shows_figures_reasons_and_gaps() -> None:
     rows = [{**row, "cpu": "X" if row["source"] == "ViT-B/16" else "Y"} for row in ROWS]
     result = {"rows": rows, "claims": targets.claims(rows), "command": "python -m x"}
