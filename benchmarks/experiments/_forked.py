@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -44,4 +46,13 @@ def _logged(function: Callable[..., None], arguments: Sequence[Any], log: Path) 
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    threading.Thread(target=_end_with_the_caller, daemon=True).start()
     function(*arguments)
+
+
+def _end_with_the_caller() -> None:
+    """A part that outlives a stopped experiment would write where the next one does."""
+    caller = multiprocessing.parent_process()
+    assert caller is not None, "runs in a process of its own"
+    wait([caller.sentinel])
+    os._exit(1)
