@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.clip import Clip
 from compress.twin import float_twin
@@ -182,9 +182,20 @@ def trace(
         prepared = prepare_pt2e(program.module(), quantizer)
         rows = samples.rows(tower) if samples else [example[:1].numpy()]
         with torch.no_grad():
-            for row in rows:
+            for place, row in enumerate(rows):
                 prepared(torch.from_numpy(np.repeat(row, cfg.batch, axis=0)))
+                if place == 0:
+                    _keep_ranges_of_weights_(prepared)
         return torch.export.export(convert_pt2e(prepared), (example,))
+
+
+def _keep_ranges_of_weights_(prepared: torch.fx.GraphModule) -> None:
+    """Weights stay as they are from row to row: observing them each time took a third of it all."""
+    for node in prepared.graph.nodes:
+        source = node.args[0] if node.op == "call_module" and node.args else None
+        if isinstance(source, torch.fx.Node) and source.op == "get_attr":
+            observer = prepared.get_submodule(node.target)
+            observer.forward = nn.Identity().forward
 
 
 def realised(
