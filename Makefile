@@ -1,6 +1,7 @@
 # `make quickstart` for a first result, `make test` for every test; both set up what they need.
 
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # The set-up is repeated only when what it installs has changed.
@@ -21,8 +22,8 @@ demo: $(CORE) ## search the embedded emoji in your browser (npm fetches its runt
 	test -f bundles/demo/bundle.json || $(BIN)/pocketclip export recipes/emoji/teacher --to web --out bundles/demo
 	$(BIN)/pocketclip serve bundles/demo
 
-test: $(DEV) ## run every test
-	$(BIN)/python -m pytest
+test: $(DEV) ## run every test, WORKERS files at a time (2)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(DEV) ## lint, format and types
 	$(BIN)/ruff check .

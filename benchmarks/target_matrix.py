@@ -11,9 +11,9 @@ Each model exported to each target by the exporters' own contract: written, open
 compared with the torch model on generated pictures and texts, its goldens replayed. A figure is the
 worst cosine to the torch model over all of them; a word is explained below the table. Models of
 open_clip have random weights here: they show that a shape converts. A case that was not run counts
-against the claims; of ViT-B/16, which is there for the time of an export, one precision a target is
-asked for. The command below is that of the last call: cases of earlier, stopped calls are
-kept.
+against the claims; of ViT-B/16, which is there for the time and memory of an export, one precision
+a target is asked for. The command below is that of the last call: cases of earlier, stopped calls
+are kept.
 """
 WORDS = {
     "unavailable": "not here",

@@ -48,14 +48,16 @@ ROWS = [
 
 def test_claims_count_towers_seconds_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target_claims, "LARGE_BYTES", 500)
-    found = {claim["name"]: claim for claim in targets.claims(ROWS)}
+    more = row("SigLIP B/16", "mnn", "image", weights_bytes=700, peak_memory_bytes=2100)
+    found = {claim["name"]: claim for claim in targets.claims([*ROWS, more])}
     assert found["litert: towers shown to pass"]["value"] == 0.5
     assert not found["litert: towers shown to pass"]["holds"]
     assert found["openvino: towers shown to pass"]["value"] == 1
     time = found["embedded student to all installed targets, one precision each"]
     assert (time["value"], time["holds"]) == (35.0, True)
-    memory = found["memory an export adds, over the weights, worst case"]
-    assert (memory["value"], memory["rows"]) == (2.5, [4])
+    for of, value, place in (("ViT-B/16", 2.5, 4), ("all large models", 3.0, 6)):
+        memory = found[f"memory an export adds, over the weights, worst case of {of}"]
+        assert (memory["value"], memory["rows"][-1]) == (value, place)
 
 
 def test_siglip_opens_without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +137,20 @@ def test_page_shows_figures_reasons_and_gaps() -> None:
     assert "2. litert fp32, text tower: too far" in page
     assert "falls short" in page and "ViT-B/16 on X" in page and "embedded student on Y" in page
     assert "| OpenVINO | 25 s (9 s), 0 MB | 10 s, 0 MB |" in page
+
+
+def test_one_precision_a_model_is_told_apart_from_every_precision() -> None:
+    rows = [
+        row("ViT-B/32", "mnn", "image"),
+        row("ViT-B/32", "mnn", "image", precision="w8", **FAILED),
+        row(targets.STUDENT, "mnn", "image", **FAILED),
+        row(targets.STUDENT, "tensorrt", "image", precision="fp16"),
+        row(targets.STUDENT, "tensorrt", "image", precision="int8", **FAILED),
+    ]
+    found = {claim["name"]: (claim["value"], claim["rows"]) for claim in targets.claims(rows)}
+    assert found["mnn: towers shown to pass, one precision a model"] == (0.5, [0, 2])
+    assert found["mnn: towers shown to pass, every precision"] == (1 / 3, [0, 1, 2])
+    assert found["tensorrt: fp16 and int8 engines built, their parity simulated"][0] == 0.5
 
 
 def test_further_claims_count_only_what_they_name() -> None:
