@@ -19,6 +19,8 @@ from export._serve import Server
 DEMO = Path(__file__).with_name("demo")
 WEBGPU = ("--enable-unsafe-webgpu", "--enable-features=Vulkan")
 MODULES = {"wasm": "ort.wasm.min.mjs", "webgpu": "ort.webgpu.min.mjs"}
+PADDED = 8
+"""Texts of a call that keep their padding."""
 
 
 class BrowserPage:
@@ -83,11 +85,17 @@ class BrowserPage:
 
 
 class BrowserEncoder:
-    """Both towers in the browser; the arrays travel as base64."""
+    """Both towers in the browser; the arrays travel as base64.
+
+    Of a call's texts the first eight fill the context, as a tokenizer pads them; where the tower
+    takes any length, the others end with their end mark, as in the page. WebAssembly is slow enough
+    that padding would be most of the time that a bundle takes to check.
+    """
 
     def __init__(
         self, folder: Path, provider: str, threads: int, bundle: dict[str, Any] | None = None
     ) -> None:
+        self._about = bundle or json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
         self.page = BrowserPage(folder, provider)
         weakref.finalize(self, self.page.close)
         self.page.open(threads, bundle=bundle)
@@ -98,9 +106,16 @@ class BrowserEncoder:
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """tokens [B, L] -> [B, E] float32, unit length."""
-        return self._rows("text", tokens.to(torch.int32).numpy(force=True))
+        rows = list(tokens.to(torch.int32).numpy(force=True))
+        return self._rows("text", [*rows[:PADDED], *map(self._trimmed, rows[PADDED:])])
 
-    def _rows(self, tower: str, rows: np.ndarray) -> Tensor:
+    def _trimmed(self, ids: np.ndarray) -> np.ndarray:
+        """Token ids [L] up to the end mark, where the tower sees nothing behind it."""
+        ends = np.flatnonzero(ids == self._about["tokenizer"]["end_id"])
+        any_length = self._about.get("runtime", {}).get("any_text_length", False)
+        return ids[: ends[0] + 1] if any_length and len(ends) else ids
+
+    def _rows(self, tower: str, rows: Sequence[np.ndarray] | np.ndarray) -> Tensor:
         found = [self.page.call("encode", tower, packed(row)) for row in rows]
         arrays = [np.frombuffer(base64.b64decode(text), dtype="<f4") for text in found]
         return torch.from_numpy(np.stack(arrays).copy())

@@ -153,6 +153,29 @@ def test_the_bundle_verifies_in_the_browser(bundle: Path) -> None:
     assert min(verify(bundle).values()) > 0.99
 
 
+def test_most_texts_of_a_call_come_without_padding(
+    bundle: Path, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_browser()
+    encoder = web.load(bundle)
+    lengths: list[int] = []
+    call = encoder.page.call
+
+    def counted(function: str, tower: str, row: str) -> str:
+        lengths.append(len(base64.b64decode(row)) // 4)
+        return call(function, tower, row)
+
+    monkeypatch.setattr(encoder.page, "call", counted)
+    tokens = clip.tokenizer([*("a red cat",) * 9, "", "many small birds " * 9])
+    with torch.no_grad():
+        wanted = F.normalize(clip.model.encode_text(tokens), dim=-1)
+    assert (encoder.encode_text(tokens) * wanted).sum(1).min() > 0.99
+    assert lengths[:8] == [16] * 8 and lengths[-2:] == [2, 16] and 2 < lengths[8] < 16
+    encoder._about["runtime"]["any_text_length"] = False
+    encoder.encode_text(tokens[:9])
+    assert lengths[-1] == 16
+
+
 def test_pixels_are_those_of_the_contract_within_one_step(page: BrowserPage, bundle: Path) -> None:
     """Opaque pictures to the bit; a canvas keeps transparent ones multiplied, rounded to 8 bits."""
     golden = read(bundle / "golden/golden.json")
