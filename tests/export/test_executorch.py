@@ -13,7 +13,7 @@ from torch import nn
 from compress.clip import Clip, TorchEncoder
 from compress.model import ClipModel
 from compress.schedule import Reduction, Site
-from export import Unavailable, _delegates, _xnnpack
+from export import Unavailable, _calibration, _delegates, _xnnpack
 
 exporter = pytest.importorskip("export.executorch")
 
@@ -40,6 +40,27 @@ def test_nearly_all_is_delegated_in_few_pieces(tmp_path: Path) -> None:
     assert runtime["image"]["delegates"] <= 5
     assert runtime["image"]["delegated_share"] > 0.9
     assert runtime["text"]["delegates"] <= 4
+
+
+def test_ranges_of_weights_are_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample more changes ranges of activations, and takes no weight again."""
+    pytest.importorskip("executorch")
+    from torchao.quantization.pt2e.observer import PerChannelMinMaxObserver
+
+    plain, seen = PerChannelMinMaxObserver.forward, list[int]()
+
+    def counted(self: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+        seen.append(id(self))
+        return plain(self, weight)
+
+    monkeypatch.setattr(PerChannelMinMaxObserver, "forward", counted)
+    clip, cfg = tiny_clip(layers=1), exporter.Config(precision="int8-static")
+    samples = _calibration.collect(clip, 3)
+    found = exporter.trace(clip, "image", cfg, samples).module()(samples.image[:1])
+    assert seen and len(seen) == len(set(seen))
+    monkeypatch.setattr(exporter, "_keep_ranges_of_weights_", lambda prepared: None)
+    again = exporter.trace(clip, "image", cfg, samples).module()(samples.image[:1])
+    assert torch.equal(found, again)
 
 
 @pytest.mark.parametrize("method", ["guarded", "tome"])
