@@ -5,6 +5,7 @@ Each takes and gives an onnx.ModelProto of one tower; the dynamic 8-bit graph is
 
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,13 @@ def scale_keys(model: Any) -> Any:
     made.CopyFrom(model)
     makers = {name: node for node in made.graph.node for name in node.output}
     constants = {tensor.name for tensor in made.graph.initializer if not tensor.dims}
+    read = Counter(name for node in made.graph.node for name in node.input)
     moved = {}
     for node in made.graph.node:
         scaled = makers.get(node.input[0]) if node.op_type == "MatMul" else None
         if scaled is None or scaled.op_type != "Mul" or scaled.input[1] not in constants:
+            continue
+        if read[scaled.output[0]] > 1:  # somebody else needs the scaled queries
             continue
         queries, keys = scaled.input[0], node.input[1]
         scaled.input[0], node.input[0], node.input[1] = keys, queries, scaled.output[0]

@@ -94,6 +94,13 @@ def test_half_precision_opens_with_scaled_queries(monkeypatch: pytest.MonkeyPatc
         run(_narrow.half(exported.model_proto))
 
 
+def test_scaled_queries_that_two_products_read_stay() -> None:
+    made = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 20]>
+        g (float[2, 3] q, float[3, 2] k) => (float[2, 2] a, float[2, 2] b)
+        <float s = {0.5}> { x = Mul(q, s) a = MatMul(x, k) b = MatMul(x, k) }""")
+    assert _narrow.scale_keys(made) == made
+
+
 def test_int8_files_are_a_fraction_of_fp32(tmp_path: Path) -> None:
     clip = tiny_clip(width=128, embed_dim=64)
     sizes = {}
