@@ -23,6 +23,8 @@ TELLING_FLAGS = (
     "bf16",
     "sve",
 )
+INTEGER_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp", "avx2", "neon")
+"""The strongest first."""
 PACKAGES = (
     "pocketclip",
     "torch",
@@ -57,6 +59,13 @@ def describe() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
     }
+
+
+def short() -> str:
+    """The processor and what it multiplies integers with, for a row: `AMD EPYC, avx2`."""
+    about = describe()
+    known = (flag for flag in INTEGER_FLAGS if flag in about["flags"])
+    return f"{about['cpu']}, {next(known, 'no integer products')}"
 
 
 def versions() -> dict[str, str]:

@@ -95,6 +95,9 @@ SIMULATED: dict[str, dict[str, Any]] = {
     "w6a6 uniform": _bits(6, UNIFORM),
     "w6a6 repq": _bits(6, REPQ),
     "w6a6 adalog": _bits(6, ADALOG),
+    "w6a6 adalog ends of 8": _bits(6, {**ADALOG, "projection_bits": 8}),
+    "w6a6 adalog erq": _bits(6, {**ADALOG, "rounding": "ridge"}),
+    "w6a6 reconstructed": _bits(6, RECONSTRUCTED),
     "w4a4 uniform": _bits(4, UNIFORM),
     "w4a4 twin": _bits(4, {**UNIFORM, "family": "twin"}),
     "w4a4 ptf": _bits(4, {**UNIFORM, "family": "ptf"}),
@@ -128,7 +131,7 @@ def with_outliers(model: ClipModel, reach: float = 60.0, every: int = 37) -> Cli
     return made
 
 
-def with_massive_neurons(model: ClipModel, reach: float = 60.0) -> ClipModel:
+def with_massive_neurons(model: ClipModel, reach: float = 400.0) -> ClipModel:
     """A model with one neuron in each MLP that fires `reach` times as far, and is read as much
     less: what outlier tokens do to the range of an MLP's second matrix."""
     made = copy.deepcopy(model)
@@ -141,7 +144,7 @@ def with_massive_neurons(model: ClipModel, reach: float = 60.0) -> ClipModel:
     return made
 
 
-def with_outlier_token(model: ClipModel, reach: float = 60.0) -> ClipModel:
+def with_outlier_token(model: ClipModel, reach: float = 400.0) -> ClipModel:
     """A model whose first patch becomes what a ViT's outlier tokens are: one neuron of each MLP
     fires for it alone, and makes its residual vector many times as long as any other's.
 

@@ -9,6 +9,7 @@ from benchmarks.experiments._quantization_arms import OWN_RANGES, RUNTIMES, SPOI
 
 Rows = list[dict[str, Any]]
 EIGHT_BIT_WEIGHTS = ("w8", "w8 whole rows", "w8 rescued", "w8 in 16s", "w8, texts in float")
+SIX_BITS = ("w6a6 adalog", "w6a6 adalog ends of 8", "w6a6 adalog erq", "w6a6 reconstructed")
 LADDER = ("w4a4 uniform", "w4a4 repq", "mixed lrp", "w4a4 adalog", "w4a4 reconstructed")
 
 
@@ -50,14 +51,8 @@ def _executed(rows: Rows, model: str) -> list[dict[str, Any]]:
 def _simulated(rows: Rows, model: str) -> list[dict[str, Any]]:
     of = lambda arm: _pick(rows, model=model, arm=arm, executed=False)  # noqa: E731
     found = [
-        _drop(
-            rows,
-            model,
-            of("w6a6 adalog"),
-            "top1",
-            0.005,
-            f"{model}, w6a6 adalog: loss of top1, simulated",
-        )
+        _drop(rows, model, of(arm), "top1", 0.005, f"{model}, {arm}: loss of top1, simulated")
+        for arm in SIX_BITS
     ]
     for provider in ("lrp", "fisher", "kl"):
         mixed = of(f"mixed {provider}")

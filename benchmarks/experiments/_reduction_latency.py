@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import machine
 from compress.atomic import write_json
 from compress.clip import Clip
 from compress.fold import fold
@@ -132,6 +133,7 @@ def medians(samples: np.ndarray) -> dict[str, Any]:
         "p50_ms": float(wall),
         "processor_p50_ms": float(processor),
         "num_queries": len(samples),
+        "cpu": machine.short(),
     }
 
 

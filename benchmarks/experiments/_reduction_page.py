@@ -176,8 +176,8 @@ def _latency(rows: list[dict[str, Any]]) -> list[str]:
         "Processor time, median; files of a tower run in turns. Speed-up over ONNX Runtime's "
         "float32 file of the untouched tower.",
         "",
-        "| tower | variant | multiply-adds | runtime | ms | speed-up |",
-        "|---|---|---:|---|---:|---:|",
+        "| tower | variant | multiply-adds | runtime | ms | speed-up | CPU |",
+        "|---|---|---:|---|---:|---:|---|",
     ]
     for row in own:
         [base] = [
@@ -189,7 +189,7 @@ def _latency(rows: list[dict[str, Any]]) -> list[str]:
         ms = row["processor_p50_ms"]
         lines.append(
             f"| {row['model']} | {row['variant']} | {row['macs']:.2f} | {row['target']} "
-            f"{row['precision']} | {ms:.1f} | {base / ms:.2f}x |"
+            f"{row['precision']} | {ms:.1f} | {base / ms:.2f}x | {row['cpu']} |"
         )
     return [*lines, ""]
 
@@ -205,10 +205,11 @@ def _tokens(rows: list[dict[str, Any]]) -> list[str]:
         "## What a token costs",
         "",
         f"The products of {own[0]['layers']} layers of width {own[0]['width']} alone, batch 1, one "
-        "thread: processor time in ms by number of tokens. Weights are read once a picture, "
-        "however few tokens there are; that is the floor of every schedule, and why integers, "
-        "which compute faster than memory gives them weights, gain less than their multiply-adds "
-        "fall. A token over a multiple of 16 costs a row of tiles where the CPU has matrix units.",
+        f"thread, {own[0]['cpu']}: processor time in ms by number of tokens. Weights are read once "
+        "a picture, however few tokens there are; that is the floor of every schedule, and why "
+        "integers, which compute faster than memory gives them weights, gain less than their "
+        "multiply-adds fall. A token over a multiple of 16 costs a row of tiles where the CPU has "
+        "matrix units.",
         "",
         f"| tokens | {' | '.join(map(' '.join, kinds))} |",
         f"|---|{'---:|' * len(kinds)}",

@@ -75,6 +75,7 @@ def executed_rows(bench: Bench, model: str, arm: str, seed: int, runtime: str) -
     """A quantized model in a runtime that realises schemes."""
     made = bench.quantized(model, arms.EXECUTED[arm], seed)
     row = {"model": model, "arm": arm, "seed": seed, "executed": True, "runtime": runtime}
+    row["cpu"] = machine.short()
     exporter = plugin.find(plugin.EXPORTERS, runtime.partition("-")[0])
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "bundle"
@@ -153,7 +154,7 @@ def calibration_vectors(clip: Clip, data: Data) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def outlier_rows(bench: Bench, model: str) -> Rows:
-    """Models with channels or neurons that reach 60 times as far: cosines to the same in float."""
+    """Models with channels, neurons or a token that reach far: cosines to the same in float."""
     pixels = bench.pixels(model)[:: arms.OUTLIER_STRIDE]
     rows = []
     for place, spoil in arms.SPOILT.items():

@@ -26,6 +26,19 @@ def test_only_telling_instructions_are_listed(monkeypatch):
     assert machine.describe()["flags"] == ["avx2", "avx512_vnni"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("avx2 avx_vnni avx512_vnni amx_int8", "amx_int8"),
+        ("fpu avx2", "avx2"),
+        ("fpu", "no integer products"),
+    ],
+)
+def test_a_row_names_what_multiplies_integers(monkeypatch, flags, said):
+    monkeypatch.setattr(machine, "_cpu_info", lambda: {"model name": "X 1", "flags": flags})
+    assert machine.short() == f"X 1, {said}"
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="no /proc/stat on this system")
 def test_work_shows_in_the_processor_seconds():
     before, own = machine.cpu_seconds(), time.process_time()

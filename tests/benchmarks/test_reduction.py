@@ -12,9 +12,10 @@ import pytest
 import torch
 from tiny import tiny_clip
 
-from benchmarks import survival
+from benchmarks import machine, survival
 from benchmarks.experiments import _reduction_accuracy as accuracy
 from benchmarks.experiments import _reduction_claims as claims
+from benchmarks.experiments import _reduction_latency as latency
 from benchmarks.experiments import _reduction_page, _reduction_parity, _reduction_tokens, reduction
 from benchmarks.experiments._reduction_pareto import pareto
 from compress.clip import Clip
@@ -156,7 +157,7 @@ def test_only_what_was_measured_again_is_replaced() -> None:
 
 
 def test_the_floor_is_the_time_of_one_token() -> None:
-    row = {"part": "tokens", "target": "onnxruntime", "layers": 6, "width": 768}
+    row = {"part": "tokens", "target": "onnxruntime", "layers": 6, "width": 768, "cpu": "Z80"}
     times = {("int8", 1): 2.0, ("int8", 197): 8.0, ("fp32", 1): 3.0, ("fp32", 197): 30.0}
     found = [
         row | {"precision": precision, "tokens": tokens, "processor_p50_ms": ms}
@@ -166,6 +167,18 @@ def test_the_floor_is_the_time_of_one_token() -> None:
     assert _reduction_tokens.floors(found) == floors
     lines = _reduction_page._tokens(found)
     assert "| 1 | 2.00 | 3.00 |" in lines and "| 1, of the most | 25% | 10% |" in lines
+    assert any("one thread, Z80:" in line for line in lines)
+
+
+def test_times_say_on_which_processor() -> None:
+    samples = np.array([[2.0, 1.0], [4.0, 3.0], [3.0, 2.0]])
+    timed = latency.medians(samples)
+    assert timed == {"p50_ms": 3.0, "processor_p50_ms": 2.0, "num_queries": 3} | {
+        "cpu": machine.short()
+    }
+    row = {"part": "latency", "model": "B/16", "variant": "full", "target": "onnxruntime"}
+    lines = _reduction_page._latency([row | timed | {"precision": "fp32", "macs": 1.0}])
+    assert lines[-2].endswith(f"| 2.0 | 1.00x | {machine.short()} |")
 
 
 def test_the_chain_multiplies_every_token_by_every_matrix() -> None:
