@@ -5,6 +5,7 @@ Scores are made from the class token's query alone, so that fused attention stay
 Shapes: B batch, N tokens, P of them patches, K kept, D width, H heads, C head width.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress import single_query
-from compress.nn import merge
+from compress.nn import choose, merge
 from compress.schedule import Reduction
 
 if TYPE_CHECKING:
@@ -84,25 +85,25 @@ class Reducer(nn.Module):
         method, num = self.config.method, patches.shape[1]
         first = self.class_tokens
         if method in ("grid", "random"):
-            kept = torch.tensor(self._places(num)[:keep], device=x.device).expand(x.shape[0], -1)
+            kept = choose.fixed(self._places(num)[:keep], x.device).expand(x.shape[0], -1)
             return self._dropping(kept, num)
         if method == "tome":
             return _both(
                 merge.bipartite(mean_keys(attention, normed)[:, first:], keep, first), size
             )
         if method == "fopru_rank":
-            return self._dropping(merge.top(received(attention, normed)[:, first:], keep), num)
+            return self._dropping(choose.top(received(attention, normed)[:, first:], keep), num)
         if method == "fopru_row":
             rows = received(attention, normed)[:, first:]
             side = round(self.num_patches**0.5)
             return self._dropping(merge.best_rows(rows, side, keep), num)
         if method == "selector":
             mix = merge.fused(self._scores(patches), keep)
-            return mix, (mix > 0).to(mix.dtype)
+            return mix, choose.positive(mix)
         if method == "cross":
             assert self.offset is not None
             target = x[:, :1].detach() + self.offset  # [B, 1, D]
-            importance = F.cosine_similarity(patches, target, dim=-1)
+            importance = choose.cosine(patches, target)
             places = merge.complete(mean_keys(attention, normed)[:, first:], importance, keep)
             return merge.weighted_mean(places, size * importance.exp()), places
         return self._by_class_attention(normed, attention, size, keep)
@@ -113,18 +114,18 @@ class Reducer(nn.Module):
         method, num = self.config.method, size.shape[1]
         scores = single_query.class_attention(attention, normed)[:, 1:]  # [B, P]
         if method == "topk":
-            return self._dropping(merge.top(scores, keep), num)
+            return self._dropping(choose.top(scores, keep), num)
         if method == "evit":
             mix = merge.fused(scores, keep)
-            return mix, (mix > 0).to(mix.dtype)
+            return mix, choose.positive(mix)
         if method == "vision_zip":
             contextual = max(1, round(self.config.contextual * keep))
             keys = mean_keys(attention, normed)[:, 1:]
             mix = merge.dominant_contextual(scores, keys, keep - contextual, contextual)
-            return mix, (mix > 0).to(mix.dtype)
+            return mix, choose.positive(mix)
         if method == "feather" and not self._whole(num):
-            return self._dropping(merge.top(scores, keep), num)
-        guard = torch.tensor(self._guarded(num, keep), dtype=torch.int64, device=size.device)
+            return self._dropping(choose.top(scores, keep), num)
+        guard = choose.fixed(self._guarded(num, keep), size.device)
         if method == "feather":
             return self._dropping(merge.top_beside(scores, guard, keep), num)
         kept = merge.top_beside(scores, guard, keep)
@@ -142,7 +143,7 @@ class Reducer(nn.Module):
             order = list(range(num))
             random.Random(f"{self.config.seed} {self.number}").shuffle(order)
             return order
-        side = round(num**0.5)
+        side = math.isqrt(int(num))  # while tracing, sizes are tensors
         # Once reduced, tokens already stand in the order of the grid.
         square = self._whole(num) and side * side == num
         return merge.spread_order(side) if square else list(range(num))

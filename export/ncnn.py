@@ -1,7 +1,8 @@
 """ncnn for phones and small boards: both towers through pnnx, in the layers that ncnn has.
 
-ncnn has no unbind, argmax, comparison or gather: attention gets three projections in place of one,
-and the text tower finds its pooled token by a second, one-column embedding.
+ncnn has no unbind, argmax, comparison, TopK or gather: attention gets three projections in place of
+one, the text tower finds its pooled token by a second, one-column embedding, and the tokens that a
+smaller image tower keeps are found by sums (`compress/nn/choose.py`).
 
 Shapes: N tokens, L text tokens, D width, H heads, K head width, E embedding.
 """
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 from compress.clip import Clip
 from compress.layers import Attention, AttentionPool
 from compress.model import TextTower
-from compress.structure import TextConfig, VisionConfig
+from compress.nn import choose
+from compress.structure import TextConfig
 from export import Unavailable, _batches, _bundle
 from export import onnx as portable
 
@@ -82,16 +84,11 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
 
 def refuses(clip: Clip) -> str | None:
     """What ncnn lacks for a model, as far as its structure tells."""
-    vision, text = clip.model.config.vision, clip.model.config.text
-    reduction = vision.reduction if isinstance(vision, VisionConfig) else None
-    if reduction is not None and reduction.method not in ("grid", "random"):
-        return f"ncnn has no TopK: {reduction.method} chooses image tokens by what they hold"
+    text = clip.model.config.text
     if not isinstance(text, TextConfig):
         return None
     if text.pad_id is not None:
         return "ncnn has no comparison: the text tower masks its padding"
-    if text.last_block == "pooled":
-        return "ncnn has no gather: the text tower's last block computes one token"
     highest = max(clip.tokenizer.tokenizer.get_vocab().values())
     end = clip.tokenizer.contract.end_id
     if text.pooling == "argmax" and highest > end:
@@ -223,7 +220,8 @@ def rewritten(clip: Clip, tower: str) -> nn.Module:
                 setattr(parent, name, split[type(child)](child))
     module = unit.get_submodule("tower")
     if isinstance(module, TextTower) and _pools_at_end(module):
-        config = module.config
+        # One token of the last block would need gather; all of them give the same embedding.
+        module.config = config = module.config.model_copy(update={"last_block": "all"})
         end = clip.tokenizer.contract.end_id if config.pooling == "argmax" else config.end_id
         module.pooling = _EndPooling(config.vocab_size, config.context_length, end)
         # Shadows the method; a plain assignment would only register another child.
@@ -239,7 +237,7 @@ def convert(module: nn.Module, example: Tensor, folder: Path, tower: str, half: 
     import pnnx
 
     script = folder / f"{tower}.pt"
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), choose.by_arithmetic():
         warnings.simplefilter("ignore")  # shapes become constants, as they should
         torch.jit.trace(module, example, check_trace=False).save(str(script))
     kind = "i32" if example.dtype == torch.int32 else "f32"

@@ -10,8 +10,20 @@ Shapes: B batch, P tokens before, K after, G guarded, C width of what similarity
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from compress.nn.choose import (
+    argmax,
+    ascending,
+    every,
+    fixed,
+    highest,
+    interleaved,
+    looked_up,
+    same,
+    top,
+    unit_length,
+)
 
 # Below any cosine or probability: what a token gets that must not be chosen.
 NEVER = -4.0
@@ -21,8 +33,7 @@ SPREAD = 1.5
 
 def one_hot(indices: Tensor, num: int) -> Tensor:
     """indices [B, K] -> [B, K, num], 1 where the last place is the index."""
-    places = torch.arange(num, device=indices.device)
-    return (indices.unsqueeze(-1) == places).to(torch.float32)
+    return same(indices.unsqueeze(-1), torch.arange(num, device=indices.device))
 
 
 def merging(kept: Tensor, goes_to: Tensor | None, num: int) -> Tensor:
@@ -34,7 +45,7 @@ def merging(kept: Tensor, goes_to: Tensor | None, num: int) -> Tensor:
     own = one_hot(kept, num)  # [B, K, P]
     if goes_to is None:
         return own
-    joins = (kept.unsqueeze(-1) == goes_to.unsqueeze(1)).to(own.dtype)
+    joins = same(kept.unsqueeze(-1), goes_to.unsqueeze(1))
     return own + joins * (1 - own.sum(dim=1, keepdim=True))
 
 
@@ -55,14 +66,14 @@ def bipartite(metric: Tensor, num_kept: int, first: int) -> Tensor:
     num_sources = (num + 1 - first) // 2
     merged = num - num_kept
     assert 0 <= merged <= num_sources, (num, num_kept)
-    unit = F.normalize(metric, dim=-1)
-    scores = unit[:, first::2] @ unit[:, 1 - first :: 2].transpose(1, 2)  # [B, A, T]
-    best, nearest = scores.max(dim=-1)  # [B, A]
+    unit = unit_length(metric)
+    scores = every(unit, first, 2) @ every(unit, 1 - first, 2).transpose(1, 2)  # [B, A, T]
+    best, nearest = highest(scores)  # [B, A]
     order = top(-best, num_sources)  # the least similar first
     stay = first + 2 * order[:, : num_sources - merged]
-    targets = torch.arange(1 - first, num, 2, device=metric.device).expand(metric.shape[0], -1)
+    targets = fixed(range(1 - first, num, 2), metric.device).expand(metric.shape[0], -1)
     kept = torch.cat([stay, targets], dim=1)
-    return merging(kept, _interleave(1 - first + 2 * nearest, targets, first), num)
+    return merging(kept, interleaved(1 - first + 2 * nearest, targets, first), num)
 
 
 def complete(metric: Tensor, importance: Tensor, num_kept: int) -> Tensor:
@@ -72,22 +83,21 @@ def complete(metric: Tensor, importance: Tensor, num_kept: int) -> Tensor:
     each join the most similar token of those that remain, so that there are no chains.
     """
     num = metric.shape[1]
-    unit = F.normalize(metric, dim=-1)
+    unit = unit_length(metric)
     itself = torch.eye(num, device=metric.device)
     cosines = unit @ unit.transpose(1, 2) + NEVER * itself  # [B, P, P]
     kept = top(importance - cosines.max(dim=-1).values, num_kept)
     leaves = 1 - one_hot(kept, num).sum(dim=1)  # [B, P]
-    return merging(kept, (cosines + NEVER * leaves.unsqueeze(1)).argmax(dim=-1), num)
+    return merging(kept, argmax(cosines + NEVER * leaves.unsqueeze(1)), num)
 
 
 def nearest_kept(metric: Tensor, kept: Tensor) -> Tensor:
     """Each token's most similar kept token, as an index among all. [B, P, C], [B, K] -> [B, P]."""
-    unit = F.normalize(metric, dim=-1)
+    unit = unit_length(metric)
     chosen = one_hot(kept, metric.shape[1])  # [B, K, P]
     cosines = unit @ (chosen @ unit).transpose(1, 2)  # [B, P, K]
-    best = one_hot(cosines.argmax(dim=-1), kept.shape[1])  # [B, P, K]
-    # Indices travel as floats: exact up to 2^24, and MatMul takes no integers.
-    return (best @ kept.to(best.dtype).unsqueeze(-1)).squeeze(-1).round().to(kept.dtype)
+    best = one_hot(argmax(cosines), kept.shape[1])  # [B, P, K]
+    return looked_up(best, kept)
 
 
 def fused(scores: Tensor, num_kept: int) -> Tensor:
@@ -111,37 +121,28 @@ def dominant_contextual(scores: Tensor, metric: Tensor, dominant: int, contextua
     best = top(scores, dominant)
     others = ascending(top(-scores, num - dominant))  # [B, P - dominant]
     stride = max(1, (num - dominant) // contextual)
-    targets = others[:, : stride * contextual : stride]  # [B, contextual]
+    targets = every(others.unsqueeze(-1), 0, stride).squeeze(-1)[:, :contextual]
     kept = torch.cat([best, targets], dim=1)
     own = one_hot(kept, num)
     free = (1 - own.sum(dim=1)).unsqueeze(1)  # [B, 1, P]
-    joins = (targets.unsqueeze(-1) == nearest_kept(metric, targets).unsqueeze(1)) * free
+    joins = same(targets.unsqueeze(-1), nearest_kept(metric, targets).unsqueeze(1)) * free
     mean = joins / joins.sum(dim=-1, keepdim=True).clamp(min=1.0)
     return torch.cat([own[:, :dominant], own[:, dominant:] + mean], dim=1)
 
 
-def top(scores: Tensor, num: int) -> Tensor:
-    """Indices of the `num` highest scores [B, P], the highest first -> [B, num]."""
-    return scores.topk(num, dim=-1).indices
-
-
-def ascending(indices: Tensor) -> Tensor:
-    """Rows of indices [B, K] in ascending order, by TopK alone."""
-    values = (-indices.to(torch.float32)).topk(indices.shape[1], dim=-1).values
-    return (-values).round().to(indices.dtype)
-
-
 def top_beside(scores: Tensor, guard: Tensor, num: int) -> Tensor:
     """Guarded tokens [G], then the best others: scores [B, P], below 3 -> indices [B, num]."""
+    if not len(guard):  # runtimes differ in what an empty constant is
+        return top(scores, num)
     barred = one_hot(guard.unsqueeze(0), scores.shape[1]).sum(dim=1)  # [1, P]
     rest = top(scores + NEVER * barred, num - len(guard))
-    return torch.cat([guard.expand(scores.shape[0], -1), rest], dim=1)
+    return torch.cat([guard.expand(scores.shape[0], -1).to(rest.dtype), rest], dim=1)
 
 
 def best_rows(scores: Tensor, side: int, num_kept: int) -> Tensor:
     """FoPru's row strategy: whole rows of `side` tokens, those of highest sum -> [B, num_kept]."""
     rows = top(scores.unflatten(1, (-1, side)).sum(dim=-1), num_kept // side)  # [B, rows]
-    columns = torch.arange(side, device=scores.device)
+    columns = fixed(range(side), scores.device)
     return (rows.unsqueeze(-1) * side + columns).flatten(1)
 
 
@@ -172,11 +173,3 @@ def spread_order(side: int) -> list[int]:
 
 def _mirrored(place: int, side: int) -> tuple[int, int, int]:
     return place, -1 - place, 2 * side - 1 - place
-
-
-def _interleave(sources: Tensor, targets: Tensor, first: int) -> Tensor:
-    """[B, A] and [B, T] back into [B, A + T]; sources hold the places first, first + 2..."""
-    left, right = (targets, sources) if first else (sources, targets)
-    pairs = min(left.shape[1], right.shape[1])
-    both = torch.stack([left[:, :pairs], right[:, :pairs]], dim=2).flatten(1)
-    return torch.cat([both, left[:, pairs:]], dim=1)

@@ -13,6 +13,9 @@ from tiny import END, PAD, START, tiny_clip
 from torch import Tensor, nn
 
 from compress.clip import Clip, TorchEncoder
+from compress.schedule import Method, Reduction, Site
+from compress.stages.exact import pooled_last
+from compress.stages.prune_tokens import reduced
 from export import Unavailable, _parity
 from export import ncnn as exporter
 from export._verify import verify
@@ -96,6 +99,25 @@ def test_readme_code_runs(bundle: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=bundle, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("%") == 3
+
+
+@pytest.mark.parametrize(("method", "guard"), [("guarded", 0), ("guarded", 4), ("cross", 0)])
+def test_towers_that_choose_tokens_say_what_torch_says(
+    method: Method, guard: int, tmp_path: Path
+) -> None:
+    """ncnn has neither TopK nor comparison nor gather."""
+    sites = (Site(layer=0, keep=12), Site(layer=1, keep=8))
+    clip = reduced(tiny_clip(layers=3), Reduction(method=method, sites=sites, guard=guard))
+    clip = pooled_last(clip)
+    assert clip.model.config.text.last_block == "pooled"
+    exporter.write(clip, exporter.Config(), tmp_path / "bundle")  # or GateFailed
+    pixels, tokens = (rows[:8] for rows in _parity.probes(clip))
+    wanted, found = TorchEncoder(clip), exporter.load(tmp_path / "bundle", threads=1)
+    for name, rows in (("encode_image", pixels), ("encode_text", tokens)):
+        torch.testing.assert_close(
+            getattr(found, name)(rows), getattr(wanted, name)(rows), rtol=0, atol=1e-4
+        )
+    assert clip.model.config.text.last_block == "pooled"  # the file alone computes all tokens
 
 
 def test_a_layer_that_ncnn_lacks_is_named(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.nn import merge
+from compress.nn import choose, merge
 
 # float32, sums of at most 50 terms: the papers' definitions in another order of additions.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -122,7 +122,7 @@ def test_best_rows_are_whole_rows_of_highest_sum() -> None:
 
 def test_ascending_sorts_indices() -> None:
     indices = torch.randperm(50).unsqueeze(0)
-    assert torch.equal(merge.ascending(indices)[0], torch.arange(50))
+    assert torch.equal(choose.ascending(indices)[0], torch.arange(50))
 
 
 @pytest.mark.parametrize("side", [7, 8])
