@@ -17,6 +17,7 @@ from compress.model import ClipModel
 from compress.nn import rounding
 from compress.nn.fake import ActRounding, RoundedConv2d, RoundedEmbedding, RoundedLinear
 from compress.nn.quant import search_range, weight_scales
+from compress.progress import tracked
 from compress.scheme import LayerScheme, Scheme
 from compress.twin import with_scheme
 
@@ -62,7 +63,7 @@ def quantize(
     if float_neurons:
         noted |= {n: _spared(noted[n], rows[n], float_neurons) for n in rows if n.endswith(SPARED)}
     made = with_scheme(folded, Scheme(layers=noted))
-    for name, layer in noted.items():
+    for name, layer in tracked(noted.items(), "rounding layers"):
         module = made.get_submodule(name)
         if isinstance(module, RoundedEmbedding):
             _round_table_(module, layer)

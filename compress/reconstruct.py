@@ -14,6 +14,7 @@ from compress.calibrate import Calibration
 from compress.errors import PocketclipError
 from compress.model import ImageTower, TextTower
 from compress.nn.fake import ActRounding, RoundedLinear
+from compress.progress import tracked
 from compress.ptq import Quantized
 from compress.upstream import UpstreamTower
 
@@ -54,7 +55,7 @@ def reconstruct_(made: Quantized, calibration: Calibration, cfg: Config, seed: i
         if not any(isinstance(m, RoundedLinear) for m in rounded.blocks.modules()):
             continue
         counts = _counted(rounded, inputs)
-        for index in range(len(rounded.blocks)):
+        for index in tracked(range(len(rounded.blocks)), f"learning to round the {name} tower"):
             wanted_in, wanted = _block_io(plain, index, inputs)
             found_in, _ = _block_io(rounded, index, inputs)
             mask = _mask(rounded, wanted_in)

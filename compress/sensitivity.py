@@ -10,6 +10,7 @@ from torch import Tensor
 from compress.batches import embed_images, embed_texts
 from compress.calibrate import Calibration, embed
 from compress.model import ClipModel
+from compress.progress import tracked
 from compress.ptq import Quantized
 
 
@@ -39,7 +40,7 @@ def kl(quantized: Quantized, names: list[str], calibration: Calibration) -> dict
     found = {}
     scheme = quantized.model.config.scheme
     assert scheme is not None
-    for name in (name for name in names if name in scheme.layers):
+    for name in tracked([n for n in names if n in scheme.layers], "rounding one layer alone"):
         parent, _, last = name.rpartition(".")
         plain = model.get_submodule(name)
         setattr(model.get_submodule(parent), last, quantized.model.get_submodule(name))

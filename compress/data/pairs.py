@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from compress.data.decode import decode, fit_square
 from compress.data.shards import BadSamples, Sample, count_samples, digest, read_samples
 from compress.errors import PocketclipError
+from compress.progress import tracked
 
 __all__ = ["Pairs", "digest", "load_pairs", "load_split"]
 
@@ -126,15 +125,9 @@ def _read(
     """All that belongs to the samples but the images, which `keep` is given one by one."""
     pairs = Pairs(torch.empty(0, 4, 0, 0, dtype=torch.uint8), [], [], [], [], [], [], bad.skipped)
     concepts = []
-    progress = track(
-        read_samples(paths, bad, needs_caption),
-        "reading images",
-        total=total,
-        console=Console(stderr=True),
-        transient=True,
-        disable=total < NUM_SAMPLES_WITH_BAR,
-    )
-    for index, sample in enumerate(progress):
+    samples = read_samples(paths, bad, needs_caption)
+    bar = tracked(samples, "reading images", total, least=NUM_SAMPLES_WITH_BAR)
+    for index, sample in enumerate(bar):
         keep(index, sample)
         concepts.append(sample.concept)
         pairs.captions.append(sample.captions)

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
@@ -23,6 +21,7 @@ from compress.clip import Clip
 from compress.data.augment import Augment, replay
 from compress.errors import PocketclipError
 from compress.precision import autocast
+from compress.progress import tracked
 from compress.work import Work
 
 FILE = "store.safetensors"
@@ -101,15 +100,14 @@ def _embed(work: Work, parameters: Tensor, captions: list[str]) -> dict[str, Ten
     flat = parameters.view(num * views, -1)
     images = []
     starts = range(0, num * views, CHUNK)
-    bar = {"console": Console(stderr=True), "transient": True}
     with autocast("auto", work.device):
-        for first in track(starts, "teacher embeds images", **bar):  # type: ignore[arg-type]
+        for first in tracked(starts, "teacher embeds images"):
             which = torch.arange(first, min(first + CHUNK, num * views))
             chosen = pairs.images[which // views].to(work.device)
             pixels = replay(chosen, flat[which].to(work.device), size, teacher.preprocess)
             images.append(embed_images(teacher.model.image, pixels).bfloat16().cpu())
         texts = []
-        for first in track(range(0, len(captions), CHUNK), "teacher embeds texts", **bar):  # type: ignore[arg-type]
+        for first in tracked(range(0, len(captions), CHUNK), "teacher embeds texts"):
             tokens = teacher.tokenizer(captions[first : first + CHUNK]).to(work.device)
             texts.append(embed_texts(teacher.model.text, tokens).bfloat16().cpu())
     return {"images": torch.cat(images).view(num, views, -1), "texts": torch.cat(texts)}

@@ -15,8 +15,6 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from compress import plugin
@@ -31,6 +29,7 @@ from compress.data.reinforced import Identity, Sample, Teacher
 from compress.data.store import fingerprint
 from compress.precision import autocast
 from compress.preprocess import Preprocess, flatten
+from compress.progress import tracked
 from compress.work import Work
 
 VERSION = 2
@@ -84,8 +83,7 @@ def run(work: Work, cfg: Config, out: Path) -> Work:
 
         share(worker, missing, cfg.workers)
     else:
-        bar = {"console": Console(stderr=True), "transient": True}
-        for number in track(missing, "teachers embed shards", **bar):  # type: ignore[arg-type]
+        for number in tracked(missing, "teachers embed shards"):
             worker.make(number)
     worker.make_names()
     store = reinforced.open_store(worker.folder)
