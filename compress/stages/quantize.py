@@ -230,8 +230,12 @@ def _entry(name: str, module: nn.Module, cfg: Config) -> LayerScheme | None:
 
 
 def _patch_entry(patch: nn.Conv2d, cfg: Config) -> LayerScheme:
-    """Eight bits whatever the rest gets; without rounded inputs as finely as the rest."""
-    bits = 7 if cfg.weight_bits == 7 else PATCH_BITS
+    """Eight bits whatever the rest gets; without rounded inputs as finely as the rest.
+
+    Seven where it would be the only layer whose integer sums can overflow without VNNI.
+    """
+    alone = cfg.weight_bits == 4 and cfg.act == "dynamic"
+    bits = 7 if cfg.weight_bits == 7 or alone else PATCH_BITS
     if cfg.act_bits is not None:
         return LayerScheme(weight_bits=bits, act_bits=PATCH_BITS, act=cfg.act, ranges=cfg.ranges)
     return LayerScheme(

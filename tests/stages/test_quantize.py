@@ -20,6 +20,7 @@ from compress.stages import quantize
 from compress.stages.quantize import Config
 from compress.twin import float_twin, with_scheme
 from compress.work import Work
+from export import _saturation
 
 
 def worst_cosine(work: Work, cfg: Config, out: Path) -> float:
@@ -157,3 +158,12 @@ def test_calibration_never_reads_the_evaluation_splits(work: Work, tmp_path: Pat
     a, b = (quantize.run(w, Config(), tmp_path).clip.model for w in (work, blind))
     for name, value in a.state_dict().items():
         assert torch.equal(value, b.state_dict()[name]), name
+
+
+def test_no_sum_of_four_bit_weights_overflows_without_vnni() -> None:
+    """The patch projection has more bits than the rest: were they 8, it alone would."""
+    cfg = Config(weight_bits=4, act="dynamic", group=32)
+    made = quantize.plan(tiny_clip().model, cfg)
+    assert made["image.patch"].weight_bits == 7
+    assert _saturation.weight_bits(Scheme(layers=made)) == 7
+    assert quantize.plan(tiny_clip().model, Config())["image.patch"].weight_bits == 8
