@@ -43,6 +43,8 @@ W8 = {"act_bits": None, "group": 32, "weight_symmetric": False, "rounding": "gpt
 GPTQ: dict[str, Any] = {"equalize": "awq", "rounding": "gptq"}
 EXECUTED: dict[str, dict[str, Any]] = {
     "w8a8": {},
+    # What CPUs without VNNI need where two products are summed in 16 bits.
+    "w7a8": {"weight_bits": 7},
     "w8a8 plain": dict(PLAIN),
     "w8a8 of 128": {"num_images": 128},
     "w8a8 rescued": {"rescue": 0.1},

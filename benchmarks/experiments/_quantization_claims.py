@@ -28,6 +28,7 @@ def _executed(rows: Rows, model: str) -> list[dict[str, Any]]:
         of = lambda arm, r=runtime: _pick(rows, model=model, arm=arm, executed=True, runtime=r)  # noqa: E731
         goals = [
             ("w8a8", "top1", 0.003),
+            ("w7a8", "top1", 0.003),
             ("w8a8", "text_to_image_r1", 0.005),
             ("w8a8", "image_to_text_r1", 0.005),
             *((arm, "top1", 0.0005) for arm in EIGHT_BIT_WEIGHTS),
