@@ -15,9 +15,9 @@ aten = torch.ops.aten
 
 def graph(module: nn.Module, example: Tensor, table: dict[Any, Callable[..., Any]]) -> Any:
     """Trace a module with static shapes and rewrite the operators in `table` -> ExportedProgram."""
+    module = module.eval().requires_grad_(False)  # parts of weights become constants
     with torch.no_grad():
-        program = torch.export.export(module.eval(), (example,))
-    return program.run_decompositions(table)
+        return torch.export.export(module, (example,)).run_decompositions(table)
 
 
 def highest(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:

@@ -1,6 +1,7 @@
 """ExecuTorch programs: written-out norms, what XNNPACK runs of them, and the thread pool."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ from torch import nn
 from compress.clip import Clip, TorchEncoder
 from compress.model import ClipModel
 from compress.schedule import Reduction, Site
-from export import Unavailable, _calibration, _delegates, _xnnpack
+from export import Unavailable, _aten, _calibration, _delegates, _xnnpack
+from export import onnx as portable
 
 exporter = pytest.importorskip("export.executorch")
 
@@ -75,6 +77,16 @@ def test_token_reduced_towers_run(method: str, tmp_path: Path) -> None:
     found = exporter._run(exporter._method(tmp_path / "image.pte"), pixels.numpy())
     expected = TorchEncoder(clip).encode_image(pixels)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_constants_of_weights_are_made_without_a_word() -> None:
+    """Torch warned of each of them that it wanted a gradient."""
+    clip = reduced("guarded")
+    example = portable.example(clip, "image", 1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*requires gradient.*")
+        program = _aten.graph(portable.unit(clip, "image"), example, _aten.PORTABLE)
+        exporter.computed(program).module()
 
 
 def reduced(method: str) -> Clip:
