@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -160,10 +161,21 @@ def test_calibration_never_reads_the_evaluation_splits(work: Work, tmp_path: Pat
         assert torch.equal(value, b.state_dict()[name]), name
 
 
-def test_no_sum_of_four_bit_weights_overflows_without_vnni() -> None:
-    """The patch projection has more bits than the rest: were they 8, it alone would."""
-    cfg = Config(weight_bits=4, act="dynamic", group=32)
-    made = quantize.plan(tiny_clip().model, cfg)
-    assert made["image.patch"].weight_bits == 7
+@pytest.mark.parametrize(
+    ("settings", "bits"),
+    [
+        ({}, 7),
+        ({"weight_bits": 4, "act": "dynamic", "group": 32}, 7),
+        ({"weight_bits": 4, "act_bits": 4, "attention": True}, 8),  # simulated: runs nowhere
+        ({"act_bits": None}, 8),  # multiplied in float
+        ({"act_bits": None, "weight_bits": 7}, 7),
+    ],
+)
+def test_sums_of_pixels_cannot_overflow_without_vnni(settings: dict[str, Any], bits: int) -> None:
+    made = quantize.plan(tiny_clip().model, Config(**settings))
+    assert made["image.patch"].weight_bits == bits
+
+
+def test_four_bit_weights_leave_nothing_that_overflows_without_vnni() -> None:
+    made = quantize.plan(tiny_clip().model, Config(weight_bits=4, act="dynamic", group=32))
     assert _saturation.weight_bits(Scheme(layers=made)) == 7
-    assert quantize.plan(tiny_clip().model, Config())["image.patch"].weight_bits == 8
