@@ -35,6 +35,44 @@ def test_reconstruction_comes_nearer_and_ends_on_the_grid(work: Work) -> None:
             assert module.codes.soft is None
 
 
+def rounded(work: Work, cfg: quantize.Config) -> tuple[ptq.Quantized, calibrate.Calibration]:
+    calibration = calibrate.draw(work.clip, work.data, 8, 0)
+    layers = quantize.plan(work.clip.model, cfg)
+    return ptq.quantize(work.clip.model, layers, calibration, "none", False), calibration
+
+
+def first_error(made: ptq.Quantized, calibration: calibrate.Calibration) -> float:
+    """Of the first image block, whose input no other block changes."""
+    _, wanted = reconstruct._block_io(made.folded.image, 0, calibration.pixels)
+    _, found = reconstruct._block_io(made.model.image, 0, calibration.pixels)
+    return float((found - wanted).square().sum(-1).mean())
+
+
+@pytest.mark.parametrize("family", ["uniform", "adalog"])
+def test_a_few_steps_are_better_than_the_nearest_codes(work: Work, family: str) -> None:
+    cfg = quantize.Config(weight_bits=4, act_bits=4, attention=True, family=family)
+    made, calibration = rounded(work, cfg)
+    before = first_error(made, calibration)
+    up = made.model.image.blocks[0].mlp.up
+    nearest = up.weight.clone()
+    settings = reconstruct.Config(iterations=30, batch_size=8, scale_lr=0)
+    reconstruct.reconstruct_(made, calibration, settings, 0)
+    assert first_error(made, calibration) < 0.9 * before
+    # What stands before a logarithmic rounding learns too.
+    assert not torch.equal(up.codes.codes(up.weight), up.codes.codes(nearest))
+
+
+def test_a_block_that_gets_worse_stays_as_it_was(work: Work) -> None:
+    made, calibration = rounded(work, quantize.Config(weight_bits=4, act_bits=4))
+    before = made.model.state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    reconstruct.reconstruct_(
+        made, calibration, reconstruct.Config(iterations=2, batch_size=1, scale_lr=50.0), 0
+    )
+    after = made.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
 def test_soft_rounding_starts_at_the_float_weight(work: Work) -> None:
     calibration = calibrate.draw(work.clip, work.data, 8, 0)
     layers = quantize.plan(work.clip.model, quantize.Config(weight_bits=4))

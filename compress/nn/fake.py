@@ -115,10 +115,12 @@ class ActRounding(nn.Module):
             low, high = dynamic_range(x.detach())
             return fake_quantize(x, *scale_and_zero(low, high, self.bits, False), (0, 255))
         if self.kind == "twin":
-            return power.twin_quantize(x, self.scale, self.extra[0], self.extra[1], self.bits)
+            low, split = self.extra[0], self.extra[1]
+            return _passing(x, power.twin_quantize(x.detach(), self.scale, low, split, self.bits))
         if self.kind in ("log2", "log_sqrt2", "adalog"):
             rate, shift = self.extra[0], self.extra[1]
-            return power.log_quantize(x + shift, self.scale, rate, self.bits) - shift
+            powers = power.log_quantize(x.detach() + shift, self.scale, rate, self.bits)
+            return _passing(x, powers - shift)
         if self.kind == "ptf":
             return fake_quantize(x, self.scale * self.extra.exp2(), self.zero, self.limits)
         if not torch.is_grad_enabled() and x.dtype == torch.float32:
@@ -152,6 +154,11 @@ class ActRounding(nn.Module):
             scale, zero = scale_and_zero(low, high, self.bits, self.symmetric)
             self.log_scale.fill_(scale.log())
             self.zero.fill_(zero)
+
+
+def _passing(x: Tensor, rounded: Tensor) -> Tensor:
+    """`rounded`, with the gradient of x straight through it."""
+    return rounded + (x - x.detach()) if torch.is_grad_enabled() else rounded
 
 
 class RoundedLinear(nn.Linear):
