@@ -51,7 +51,8 @@ def rewrite(model: Any, limit: int = FULL_RANGE) -> Any:
             _fuse_biased(graph, found, limit)
     for node in list(graph):
         if node.op_type in ("MatMul", "Gemm"):
-            _quantize_matmul(graph, node, limit)
+            # Pixels of one sign are where 16 bits overflow first, wherever the file may go.
+            _quantize_matmul(graph, node, REDUCED_RANGE if _reads_input(node) else limit)
         elif node.op_type == "Gather":
             _quantize_table(graph, node)
     remove_unused(graph)
@@ -173,6 +174,16 @@ def _quantize_matmul(graph: ir.Graph, node: ir.Node, limit: int) -> None:
     if bias is not None:
         inputs += [None, bias]
     replace(graph, last, [ir.node("DynamicQuantizeMatMul", inputs, domain=CONTRIB)])
+
+
+def _reads_input(node: ir.Node) -> bool:
+    """Whether a layer multiplies the graph's input itself, in another shape at most."""
+    value = node.inputs[0]
+    while value is not None and (maker := value.producer()) is not None:
+        if maker.op_type not in ("Reshape", "Transpose"):
+            return False
+        value = maker.inputs[0]
+    return value is not None and value.is_graph_input()
 
 
 def bias_of(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:

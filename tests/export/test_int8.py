@@ -67,6 +67,15 @@ def test_weight_scales_equal_a_slow_loop() -> None:
     assert np.abs(integers * scale - weight).max() <= scale.max() / 2 * 1.001
 
 
+@pytest.mark.parametrize("patch_as", ["conv", "matmul"])
+def test_sums_of_pixels_fit_16_bits_wherever_the_file_goes(patch_as: str) -> None:
+    """Smooth bright pictures under smooth weights overflow, not the layers behind a norm."""
+    made = _int8.rewrite(portable.graph(varied(vision={"patch_as": patch_as}), "image", 1, 20))
+    largest = [int(np.abs(w).max()) for w in weights(made).values() if w.dtype == np.int8]
+    assert largest.count(_int8.REDUCED_RANGE) == 1
+    assert largest.count(_int8.FULL_RANGE) == len(largest) - 1 > 0
+
+
 def test_reduced_range_leaves_room_for_two_products_in_16_bits() -> None:
     weight = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
     integers, _ = _int8.quantize_weight(weight, _int8.REDUCED_RANGE)
