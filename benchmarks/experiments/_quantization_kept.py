@@ -50,16 +50,21 @@ def carried(
     """Rows of the results that nothing here replaces, and the sha256 of the models not here.
 
     These are rows of models whose weights aren't here, and rows of an older version of the stage
-    (their own `quantize_version` says so) whose arm is not `measured` yet.
+    (their own `quantize_version` says so) whose arm is not `measured` yet. Rows of a model whose
+    weights are others now go.
     """
     if not results.exists():
         return [], {}
     found = json.loads(results.read_text())
-    if found["quantize_version"] != now["quantize_version"]:
-        return [], {}
+    rows, version = found["rows"], found["quantize_version"]
+    if version != now["quantize_version"]:
+        rows = [{"quantize_version": version, **row} for row in rows]
     away = {model: sha for model, sha in found["weights"].items() if model not in now["weights"]}
-    older = [row for row in found["rows"] if "quantize_version" in row]
-    stay = [row for row in found["rows"] if row["model"] in away]
+    known = {**found["weights"], None: None}
+    same = {model for model in known if now["weights"].get(model, known[model]) == known[model]}
+    rows = [row for row in rows if row["model"] in same or row["model"] not in known]
+    older = [row for row in rows if "quantize_version" in row]
+    stay = [row for row in rows if row["model"] in away]
     return stay + [row for row in older if row["job"] not in measured and row not in stay], away
 
 

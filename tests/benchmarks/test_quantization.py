@@ -125,7 +125,11 @@ def test_rows_that_nothing_replaces_stay(tmp_path: Path) -> None:
     both = {**now, "weights": {"teacher": "a", "student": "c"}}
     assert kept.carried(results, both, []) == (rows[2:], {})
     assert kept.carried(results, both, ["w4-teacher"]) == ([], {})
-    assert kept.carried(results, {**now, "quantize_version": 3}, []) == ([], {})
+    older = [{"quantize_version": 2, **row} for row in rows]
+    found, away = kept.carried(results, {**now, "quantize_version": 3}, [])
+    assert away == {"student": "b"} and sorted(map(str, found)) == sorted(map(str, older))
+    changed = {**both, "weights": {"teacher": "z", "student": "b"}}
+    assert kept.carried(results, changed, []) == ([], {})
     kept.take_over(results, {"w4-teacher": ("teacher", own)}, now)
     assert not own.exists()
 
