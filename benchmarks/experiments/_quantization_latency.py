@@ -68,7 +68,7 @@ def int8_peak() -> float:
 def opened(name: str, folder: Path) -> dict[str, Call]:
     """Calls that embed one image: label -> function."""
     folder.mkdir(parents=True, exist_ok=True)
-    clip: Clip = plugin.source(f"open_clip:{name}", Path.cwd())
+    clip: Clip = plugin.source(f"open_clip:{name}/random", Path.cwd())
     pixels = np.zeros((1, 3, *clip.preprocess.size), np.float32)
     made: dict[str, tuple[str, Callable[[Clip, Path], None], Callable[[Path, np.ndarray], Call]]]
     made = {
