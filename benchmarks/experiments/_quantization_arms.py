@@ -57,6 +57,7 @@ EXECUTED: dict[str, dict[str, Any]] = {
     "w8, texts in float": {**W8, "towers": ("image",)},
     "w4 rtn": {**W4, **PLAIN},
     "w4": {**W4, **GPTQ},
+    "w4 reconstructed": {**W4, "equalize": "awq", "reconstruction": {"iterations": 300}},
     "w4a8": {"weight_bits": 4, "act": "dynamic", "group": 32, "rounding": "gptq"},
     "w4 in 64s rtn": {**W4, **PLAIN, "group": 64},
     "w4 in 64s": {**W4, **GPTQ, "group": 64},
@@ -64,7 +65,7 @@ EXECUTED: dict[str, dict[str, Any]] = {
 # Extremes of the weights, to the nearest code: nothing is calibrated, so one seed is all there is.
 UNCALIBRATED = ("w4 rtn", "w4 in 64s rtn")
 # Ways to lose less, and what fewer samples cost: runtimes agree, one tells.
-IN_ONE_RUNTIME = ("w8a8 of 128", "w8a8 rescued", "w8a8 gptq")
+IN_ONE_RUNTIME = ("w8a8 of 128", "w8a8 rescued", "w8a8 gptq", "w4 reconstructed")
 # Computes in float between 8-bit roundings, as the simulation does: one seed shows that they agree.
 SHOWN_ONCE = ("litert-static",)
 

@@ -9,6 +9,8 @@ from benchmarks.experiments._quantization_arms import OWN_RANGES, RUNTIMES, SPOI
 
 Rows = list[dict[str, Any]]
 EIGHT_BIT_WEIGHTS = ("w8", "w8 whole rows", "w8 rescued", "w8 in 16s", "w8, texts in float")
+BASELINES = {"w4": "w4 rtn", "w4 reconstructed": "w4 rtn", "w4 in 64s": "w4 in 64s rtn"}
+"""4-bit weights -> the same groups, rounded to the nearest code."""
 SIX_BITS = ("w6a6 adalog", "w6a6 adalog ends of 8", "w6a6 adalog erq", "w6a6 reconstructed")
 WITH_VNNI = "w8a8 with VNNI, patch of 8 bits"
 """Rows of version 3 of the stage on a CPU whose 8-bit sums cannot overflow."""
@@ -34,15 +36,14 @@ def _executed(rows: Rows, model: str) -> list[dict[str, Any]]:
             ("w8a8", "text_to_image_r1", 0.005),
             ("w8a8", "image_to_text_r1", 0.005),
             *((arm, "top1", 0.0005) for arm in EIGHT_BIT_WEIGHTS),
-            ("w4", "top1", 0.005),
-            ("w4 in 64s", "top1", 0.005),
+            *((arm, "top1", 0.005) for arm in BASELINES),
         ]
         for arm, key, goal in goals:
             name = f"{model}, {runtime}, {arm}: loss of {key}, executed"
             found.append(_drop(rows, model, of(arm), key, goal, name))
-        for arm in ("w4", "w4 in 64s"):
+        for arm, plain in BASELINES.items():
             name = f"{model}, {runtime}: {arm} over round-to-nearest at its size, top1, executed"
-            found.append(_gain(rows, of(arm), of(f"{arm} rtn"), 0.01, name))
+            found.append(_gain(rows, of(arm), of(plain), 0.01, name))
         if runtime in OWN_RANGES:
             continue
         for arm in ("w8a8", "w7a8", WITH_VNNI):
