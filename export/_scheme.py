@@ -67,7 +67,7 @@ def realise(model: Any, clip: Clip, tower: str, runtime: Runtime) -> tuple[Any, 
     for node in list(graph):
         layer = _layer_of(node, by_weight)
         if layer is not None:
-            _realise_(graph, node, layer)
+            _realise_(graph, node, layer, runtime)
             missing.discard(layer.name)
     notes |= dict.fromkeys(sorted(missing), "not found in the graph, computed in float")
     _surgery.remove_unused(graph)
@@ -147,7 +147,7 @@ def _layer_of(node: ir.Node, by_weight: dict[Any, Layer]) -> Layer | None:
     return by_weight.get(_key(matrix))
 
 
-def _realise_(graph: ir.Graph, node: ir.Node, layer: Layer) -> None:
+def _realise_(graph: ir.Graph, node: ir.Node, layer: Layer, runtime: Runtime) -> None:
     if node.op_type == "Gather":
         _table_(graph, node, layer)
         return
@@ -159,6 +159,8 @@ def _realise_(graph: ir.Graph, node: ir.Node, layer: Layer) -> None:
         nodes = [_nbits.node(graph, node.inputs[0], matrix, layer.name, integers)]
     elif layer.entry.act == "dynamic":
         nodes = _dynamic(graph, node, layer)
+    elif runtime == "onnxruntime":
+        nodes, bias = _fused(graph, node, layer, bias), None
     else:
         nodes = _static(graph, node, layer)
     if bias is not None:
@@ -232,7 +234,7 @@ def _input_numbers(
 
 
 def _static(graph: ir.Graph, node: ir.Node, layer: Layer) -> list[ir.Node]:
-    """Quantize and dequantize around a MatMul, the form that runtimes fuse."""
+    """Quantize and dequantize around a MatMul, the form that OpenVINO fuses."""
     name, x = layer.name, node.inputs[0]
     scale, point = _input_numbers(graph, layer)
     rounded = ir.node("QuantizeLinear", [x, scale, point])
@@ -243,6 +245,24 @@ def _static(graph: ir.Graph, node: ir.Node, layer: Layer) -> list[ir.Node]:
     matrix = ir.node("DequantizeLinear", [integers, per_column, zeros], {"axis": 1})
     product = ir.node("MatMul", [back.outputs[0], matrix.outputs[0]])
     return [rounded, back, matrix, product]
+
+
+def _fused(graph: ir.Graph, node: ir.Node, layer: Layer, bias: ir.Value | None) -> list[ir.Node]:
+    """The product of a rounded input and integers, with its bias, in one operator.
+
+    From a MatMul between quantize and dequantize, ONNX Runtime 1.31 makes a Gemm with its bias
+    first, which it then computes in float, on weights that it dequantizes in every call.
+    """
+    name = layer.name
+    scale, point = _input_numbers(graph, layer)
+    rounded = ir.node("QuantizeLinear", [node.inputs[0], scale, point])
+    integers = _surgery.initializer(graph, layer.codes, f"{name}.weight")
+    per_column = _surgery.initializer(graph, layer.scale[:, 0].copy(), f"{name}.weight_scale")
+    zeros = None
+    if layer.zero.any():
+        zeros = _surgery.initializer(graph, layer.zero[:, 0].copy(), f"{name}.weight_zero")
+    inputs = [rounded.outputs[0], integers, scale, per_column, point, zeros, bias]
+    return [rounded, ir.node("MatMulIntegerToFloat", inputs, domain=_int8.CONTRIB)]
 
 
 def _dynamic(graph: ir.Graph, node: ir.Node, layer: Layer) -> list[ir.Node]:

@@ -6,13 +6,14 @@ so that other work on the machine delays them but does not count.
 
 import time
 from collections.abc import Callable
-from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks import roofline
 from benchmarks.experiments._quantization_arms import PLAIN
 from compress import calibrate, plugin, ptq
 from compress.clip import Clip
@@ -57,10 +58,11 @@ def int8_peak() -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     best = 0.0
-    for side in SIDES:
-        a, b = (torch.randint(-127, 127, (side, side), dtype=torch.int8) for _ in range(2))
-        each = [_milliseconds(partial(torch._int_mm, a, b)) for _ in range(TRIES)]
-        best = max(best, 2 * side**3 / min(each) / 1e6)
+    for make, side in product(roofline.int8_products(1), SIDES):
+        multiply = make(side)
+        if multiply is not None:
+            least = min(_milliseconds(multiply) for _ in range(TRIES))
+            best = max(best, 2 * side**3 / least / 1e6)
     torch.set_num_threads(before)
     return best
 

@@ -65,6 +65,20 @@ def test_executed_equals_simulated(
     assert notes == {}
 
 
+def test_fixed_ranges_are_multiplied_as_integers_bias_and_all(tmp_path: Path) -> None:
+    """Left to fuse them itself, ONNX Runtime computes layers with a bias in float."""
+    clip = quantized(tmp_path)
+    graph, _ = _scheme.realise(portable.graph(clip, "image", 1, 20), clip, "image", "onnxruntime")
+    kinds = [node.op_type for node in graph.graph.node]
+    integers = sum(kind in ("MatMulIntegerToFloat", "QAttention") for kind in kinds)
+    layers = [name for name in clip.model.config.scheme.layers if name.startswith("image.")]
+    assert integers == len(layers) and "DequantizeLinear" not in kinds
+    biased = [
+        n for n in graph.graph.node if n.op_type == "MatMulIntegerToFloat" and any(n.input[6:])
+    ]
+    assert len(biased) == 3  # attention's last matrix and both of the MLP
+
+
 @pytest.mark.parametrize("act", ["static", "dynamic"])
 def test_massive_neurons_run_in_float_beside_the_integers(act: str, tmp_path: Path) -> None:
     clip = tiny_clip(layers=1)
