@@ -83,10 +83,11 @@ def test_constants_of_weights_are_made_without_a_word() -> None:
     """Torch warned of each of them that it wanted a gradient."""
     clip = reduced("guarded")
     example = portable.example(clip, "image", 1)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*requires gradient.*")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         program = _aten.graph(portable.unit(clip, "image"), example, _aten.PORTABLE)
         exporter.computed(program).module()
+    assert not [str(word.message) for word in said if "requires gradient" in str(word.message)]
 
 
 def reduced(method: str) -> Clip:
