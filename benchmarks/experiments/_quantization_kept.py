@@ -60,9 +60,9 @@ def carried(
     if version != now["quantize_version"]:
         rows = [{"quantize_version": version, **row} for row in rows]
     away = {model: sha for model, sha in found["weights"].items() if model not in now["weights"]}
-    known = {**found["weights"], None: None}
-    same = {model for model in known if now["weights"].get(model, known[model]) == known[model]}
-    rows = [row for row in rows if row["model"] in same or row["model"] not in known]
+    told = found["weights"]
+    changed = {model for model, sha in now["weights"].items() if told.get(model, sha) != sha}
+    rows = [row for row in rows if row["model"] not in changed]
     older = [row for row in rows if "quantize_version" in row]
     stay = [row for row in rows if row["model"] in away]
     return stay + [row for row in older if row["job"] not in measured and row not in stay], away
