@@ -84,7 +84,7 @@ def zoo(rows: Rows) -> list[str]:
         "The machine's peaks, one thread, measured beside each model's files (matrix products of "
         "torch; a copy larger than the caches, reading and writing counted):",
         "",
-        *table(("beside", *PEAKS.values()), _peaks(rows)),
+        *table(("beside", *PEAKS.values(), "processor"), _peaks(rows)),
         "How near these limits each file comes in processor time (matrix products in its own "
         "precision, and weights read once a query):",
         "",
@@ -96,7 +96,9 @@ def _peaks(rows: Rows) -> list[list[str]]:
     """A line for each time that the peaks were measured."""
     found = [row for row in rows if row.get("task") == "peaks"]
     shown = lambda value: NOTHING if value is None else f"{value:.1f}"  # noqa: E731
-    return [[row["model"], *(shown(row[key]) for key in PEAKS)] for row in found]
+    return [
+        [row["model"], *(shown(row[key]) for key in PEAKS), _plain(row.get("cpu"))] for row in found
+    ]
 
 
 def _share(found: dict[str, Any]) -> list[str]:

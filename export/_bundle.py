@@ -68,6 +68,9 @@ class Spec:
     simulate: Callable[[Path], Encoder] | None = None
     """Computes what the files say without their runtime. Where `load` is Unavailable, parity and
     goldens are judged by it, and the bundle says `executed: false` with the reason."""
+    few: bool = False
+    """Whether the runtime is so slow that it computes a part of the parity gate's rows; the
+    exporter judges the same files on all of them in a faster one."""
     notes: str = ""
     """More for the README, below the code."""
     entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -94,7 +97,7 @@ def writing(clip: Clip, out: Path, spec: Spec) -> Iterator[Path]:
         name = f"{spec.target} {spec.precision}"
         diagnose = partial(spec.diagnose, clip, folder) if spec.diagnose else None
         try:
-            parity = _parity.check(clip, encoder, spec.min_cosine, name, diagnose)
+            parity = _parity.check(clip, encoder, spec.min_cosine, name, diagnose, spec.few)
         except GateFailed as failed:
             raise GateFailed(f"{failed}{_saturation.hint(spec.runtime)}") from failed
         write_goldens(clip, encoder, folder / "golden")

@@ -18,7 +18,7 @@ from export import onnx as portable
 from export._browser import BrowserEncoder
 from export._tokenizer import as_json, self_contained
 
-VERSION = 1
+VERSION = 2
 REQUIRES = "web"
 
 Dtype = Literal["fp32", "fp16", "q8", "q4"]
@@ -126,8 +126,11 @@ def write(clip: Clip, cfg: Config, out: Path) -> None:
             ("tokenizer_config.json", settings),
         ):
             (folder / name).write_text(as_json(content), encoding="utf-8")
-        for dtype in cfg.also:
-            _check(clip, cfg, dtype, folder)
+        described.runtime["native"] = {
+            dtype: _checked(clip, cfg, dtype, folder)
+            for dtype in dict.fromkeys((cfg.precision, *cfg.also))
+            if dtype != cfg.precision or described.few
+        }
         for name, source in runtime.items():
             target = folder / name
             target.parent.mkdir(exist_ok=True)
@@ -176,6 +179,7 @@ def spec(cfg: Config, dtype: str) -> _bundle.Spec:
         portable.USAGE,
         {"opset": cfg.opset, "proved_with": versions},
         simulate=lambda folder: _native(dtype, folder),
+        few=dtype != "q8" or not cfg.full_range,  # which may overflow natively
         entries=entries,
     )
 
@@ -245,12 +249,14 @@ def _converted(graph: Any, dtype: str, full_range: bool) -> Any:
     return graph
 
 
-def _check(clip: Clip, cfg: Config, dtype: str, folder: Path) -> None:
-    """The parity gate of a further type, natively: the arithmetic is the same."""
+def _checked(clip: Clip, cfg: Config, dtype: str, folder: Path) -> dict[str, Any]:
+    """The figures of the whole parity gate, natively: the arithmetic is the same, and WebAssembly
+    is many times slower.
+    """
     from export import _parity
 
     entry = spec(cfg, dtype)
-    _parity.check(clip, _native(dtype, folder), entry.min_cosine, f"web {dtype}")
+    return _parity.check(clip, _native(dtype, folder), entry.min_cosine, f"web {dtype}")
 
 
 def _native(dtype: str, folder: Path) -> portable.OrtEncoder:

@@ -127,7 +127,7 @@ def measured(name: str, clip: Clip, place: Path, cfg: Config) -> Rows:
         for tower in bundles.TOWERS:  # large towers together would fill the memory
             chosen = [r for r in rows if (r["host"], r["tower"]) == (host, tower)]
             time_([row for row in chosen if row["unavailable"] is None], clip, place, cfg)
-    return [*rows, {"task": "peaks", "model": name, **peaks}]
+    return [*rows, {"task": "peaks", "model": name, "cpu": machine.short(), **peaks}]
 
 
 def time_(rows: Rows, clip: Clip, place: Path, cfg: Config) -> None:
@@ -153,6 +153,7 @@ def time_(rows: Rows, clip: Clip, place: Path, cfg: Config) -> None:
         figures.pop("placement", None)
         row |= {"sha256": bundle.sha256(row["tower"]), "threads": THREADS, "scope": "model"}
         row |= figures
+        row["cpu"] = machine.short()
         row["cores_busy"] = hosts[row["host"]].get("disturbance", {}).get("cores_busy")
 
 
@@ -223,7 +224,10 @@ def main() -> None:
 def model(name: str, place: Path) -> Clip:
     """A model with the emoji data: random weights are calibrated on pictures too."""
     clip = opened(name, kept(name, place).parent / "model")
-    return replace(clip, data=recipes.load(RECIPE).shards())
+    data = recipes.load(RECIPE).shards()
+    if not trained(clip):
+        data = replace(data, evaluate={})  # nothing is right or wrong of random weights
+    return replace(clip, data=data)
 
 
 def run(name: str, place: Path, quick: bool, keep: bool) -> None:

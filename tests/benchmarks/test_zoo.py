@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import tiny_clip, tiny_data
 
-from benchmarks import results_tables
+from benchmarks import machine, results_tables
 from benchmarks.experiments import zoo
 from benchmarks.timing import Config
 from compress.errors import PocketclipError
@@ -57,6 +57,7 @@ def test_one_model_gives_rows_with_latency_size_share_of_the_peaks_and_accuracy(
     assert [row["tower"] for row in towers] == ["image", "text"]
     assert all(row["p50_ms"] > 0 and row["size_bytes"] > 0 for row in towers)
     assert peaks["task"] == "peaks" and peaks["fp32_gflops"] > 0
+    assert {row["cpu"] for row in rows} == {machine.short()}
     path = zoo.kept(zoo.MODELS[0], tmp_path)
     path.parent.mkdir()
     path.write_text(json.dumps(rows))

@@ -43,7 +43,8 @@ class Wrong(TorchEncoder):
 def test_an_exact_encoder_has_perfect_figures() -> None:
     clip = tiny_clip()
     figures = _parity.check(clip, TorchEncoder(clip), 0.9999, "itself")
-    for tower in ("image", "text"):
+    for tower, rows in (("image", 58), ("text", 97)):
+        assert figures[tower].pop("num_rows") == rows
         assert all(value == pytest.approx(1, abs=1e-6) for value in figures[tower].values())
     assert {"padded_cosine", "full_cosine"} <= set(figures["text"])
     assert "zero_shot" not in figures
@@ -80,6 +81,31 @@ class _OnlyRepeated(Wrong):
     def encode_text(self, tokens: Tensor) -> Tensor:
         whole = len(tokens) > _parity.NUM_REPEATED
         return TorchEncoder.encode_text(self, tokens) if whole else super().encode_text(tokens)
+
+
+def test_a_slow_runtime_computes_few_rows(tmp_path: Path) -> None:
+    """A third of them, hard ones among them: goldens, flat pictures, an order, a row alone."""
+    clip = replace(tiny_clip(), data=tiny_data(tmp_path))
+    counted = Counting(clip)
+    figures = _parity.check(clip, counted, 0.9999, "slow", few=True)
+    assert (figures["image"]["num_rows"], figures["text"]["num_rows"]) == (18, 23)
+    assert counted.rows == 18 + 23 + 2 * (_parity.FEW_REPEATED + 1)
+    assert "zero_shot" not in figures
+    assert figures["text"]["full_cosine"] == pytest.approx(1, abs=1e-6)
+
+
+class Counting(TorchEncoder):
+    """The torch model, counting the rows that it is asked for."""
+
+    rows = 0
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        self.rows += len(pixels)
+        return super().encode_image(pixels)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        self.rows += len(tokens)
+        return super().encode_text(tokens)
 
 
 def test_nan_is_counted() -> None:
