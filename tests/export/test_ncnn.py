@@ -17,6 +17,7 @@ from compress.schedule import Method, Reduction, Site
 from compress.stages.exact import pooled_last
 from compress.stages.prune_tokens import reduced
 from export import Unavailable, _parity
+from export import _ncnn_layers as layers
 from export import ncnn as exporter
 from export._verify import verify
 
@@ -63,7 +64,7 @@ def test_pooling_takes_the_first_end_mark() -> None:
     """Some tokenizers pad with the end mark."""
     ids = torch.full((1, 16), END)
     ids[0, :4] = torch.tensor([START, 5, 7, 9])
-    pooling = exporter._EndPooling(300, 16, END)
+    pooling = layers._EndPooling(300, 16, END)
     x = torch.randn(1, 16, 8)
     torch.testing.assert_close(pooling(x, ids), x[:, 4])
 
@@ -71,7 +72,7 @@ def test_pooling_takes_the_first_end_mark() -> None:
 @torch.no_grad()
 def test_half_precision_changes_the_pooled_token_by_rounding_only(clip: Clip) -> None:
     tokens = clip.tokenizer(["a red square", "", "many words " * 9])
-    unit = copy.deepcopy(exporter.rewritten(clip, "text")).half()
+    unit = copy.deepcopy(layers.rewritten(clip, "text")).half()
     for row in tokens.split(1):
         torch.testing.assert_close(
             unit(row).float(), TorchEncoder(clip).encode_text(row), rtol=0, atol=4e-3
@@ -83,7 +84,7 @@ def test_attention_over_a_map_is_rewritten_without_changing_it() -> None:
     fastvit = pytest.importorskip("timm.models.fastvit")
     attention = fastvit.Attention(32, head_dim=8).eval()
     x = torch.randn(1, 32, 3, 5)
-    rewritten = exporter._split()[fastvit.Attention](attention)
+    rewritten = layers._split()[fastvit.Attention](attention)
     torch.testing.assert_close(rewritten(x), attention(x), rtol=0, atol=1e-6)
 
 
