@@ -7,7 +7,7 @@ not measured here, as random weights have none.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import machine
+from benchmarks.experiments import _forked
 from compress.atomic import write_json
 from compress.clip import Clip
+from compress.errors import PocketclipError
 from compress.fold import fold
+from compress.freed import give_back
 from compress.inspect import num_macs
 from compress.model import ClipModel, initialise_
 from compress.preprocess import Preprocess
@@ -76,20 +79,20 @@ def model(name: str, tokenizer: Tokenizer) -> Clip:
     return Clip(built.eval(), preprocess, tokenizer, name, "none: random weights")
 
 
-def variants(clip: Clip, quick: bool) -> dict[str, Clip]:
-    """The untouched tower, the exact passes, and schedules on top of them."""
+def variants(clip: Clip, quick: bool) -> Iterator[tuple[str, Clip]]:
+    """The untouched tower, the exact passes, and schedules on top of them; one at a time, as those
+    of a large tower fill the memory.
+    """
+    yield "full", clip
     if not isinstance(clip.model.config.vision, VisionConfig):
-        return {"full": clip}
+        return
     vision = plain_vision(clip.model.config, "reduction")
     chosen = list(VARIANTS.items())[: 3 if quick else None]
     if clip.name in WHOLE_TILES and not quick:
         sites = tuple(Site(layer=layer, keep=keep) for layer, keep in WHOLE_TILES[clip.name])
         chosen.append(("exact + guarded whole tiles", Config(method="guarded", sites=sites)))
-    found = {}
-    for name, cfg in chosen:
-        changed = clip if cfg is None else reduced(clip, schedule(vision, cfg))
-        found[name] = changed if name == "full" else pooled_last(changed)
-    return found
+    for name, cfg in chosen[1:]:
+        yield name, pooled_last(clip if cfg is None else reduced(clip, schedule(vision, cfg)))
 
 
 def measure(
@@ -140,17 +143,21 @@ def medians(samples: np.ndarray) -> dict[str, Any]:
 def _tower(clip: Clip, folder: Path, quick: bool) -> list[dict[str, Any]]:
     pixels = torch.randn(1, 3, *clip.preprocess.size, generator=torch.Generator().manual_seed(1))
     whole = num_macs(clip.model.config)["image"]
-    calls: dict[tuple[str, str, str], Call] = {}
-    rows = []
-    for name, changed in variants(clip, quick).items():
+    about, calls = {}, []
+    place = folder / clip.name.replace("/", "-")
+    for name, changed in variants(clip, quick):
         with torch.no_grad():
             wanted = F.normalize(changed.model.encode_image(pixels), dim=-1)
         share = num_macs(changed.model.config)["image"] / whole
+        about[name] = wanted, share
+        _write(changed, place, name)
+        give_back()
+    rows = []
+    for name, (wanted, share) in about.items():
         small = name == "full" or clip.name not in LARGE
-        files = _files(changed, folder / clip.name.replace("/", "-"), name, small)
-        for target, precision, call in files:
+        for target, precision, call in _opened(clip, place, name, small):
             found = torch.from_numpy(call(pixels.numpy()))
-            calls[name, target, precision] = call
+            calls.append(call)
             rows.append(
                 {
                     "part": "latency",
@@ -162,7 +169,7 @@ def _tower(clip: Clip, folder: Path, quick: bool) -> list[dict[str, Any]]:
                     "cosine": float(F.cosine_similarity(wanted, found)),
                 }
             )
-    for row, samples in zip(rows, in_turns(list(calls.values()), pixels), strict=True):
+    for row, samples in zip(rows, in_turns(calls, pixels), strict=True):
         row |= medians(samples)
     return rows
 
@@ -186,23 +193,34 @@ def in_turns(calls: list[Call], pixels: Tensor, rounds: int = ROUNDS) -> list[np
     return [np.array(row) for row in samples]
 
 
-def _files(clip: Clip, folder: Path, name: str, float_too: bool) -> list[tuple[str, str, Call]]:
-    """(target, precision, call) of every runtime that is installed here; files that an earlier
-    attempt has left are taken."""
+def _paths(folder: Path, name: str) -> dict[str, Path]:
     stem = name.replace(" ", "-").replace("/", "-")
+    return {p: folder / f"{stem}.{p}.onnx" for p in ("fp32", "int8")}
+
+
+def _write(clip: Clip, folder: Path, name: str) -> None:
+    """The files of a variant; those that an earlier attempt has left are taken."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {p: folder / f"{stem}.{p}.onnx" for p in ("fp32", "int8")}
+    paths = _paths(folder, name)
     if not paths["int8"].exists():
         graph = portable.graph(replace(clip), "image", 1, portable.Config().opset)
         portable.save(graph, paths["fp32"])
         portable.save(_int8.rewrite(graph), paths["int8"])
+    shape = (1, 3, *clip.preprocess.size)
+    reason = _forked.call(write_openvino, (paths["fp32"], shape), folder / "nncf.log")
+    if reason:  # NNCF takes several times the file's memory
+        raise PocketclipError(f"{clip.name}, {name}: NNCF ended with {reason}")
+
+
+def _opened(clip: Clip, folder: Path, name: str, float_too: bool) -> list[tuple[str, str, Call]]:
+    """(target, precision, call) of a variant in every runtime that is installed here."""
+    paths = _paths(folder, name)
     found = [
         ("onnxruntime", precision, onnxruntime(path))
         for precision, path in paths.items()
         if float_too or precision == "int8"
     ]
-    shape = (1, 3, *clip.preprocess.size)
-    return found + openvino(paths["fp32"], shape, float_too)
+    return found + openvino(paths["fp32"], float_too)
 
 
 def onnxruntime(path: Path) -> Call:
@@ -210,27 +228,39 @@ def onnxruntime(path: Path) -> Call:
     return lambda array: session.run(None, {"pixels": array})[0]
 
 
-def openvino(path: Path, shape: tuple[int, ...], float_too: bool) -> list[tuple[str, str, Call]]:
-    """Float32 and NNCF's int8, ranges from noise: only their time is of interest."""
+def _int8_beside(path: Path) -> Path:
+    return path.with_name(path.name.replace(".fp32.onnx", ".int8.xml"))
+
+
+def write_openvino(path: Path, shape: tuple[int, ...]) -> None:
+    """NNCF's int8, ranges from noise: only its time is of interest."""
     try:
         import nncf
         import openvino as ov
     except ImportError:
+        return
+    if _int8_beside(path).exists():
+        return
+    noise = [np.random.default_rng(n).normal(size=shape) for n in range(2)]
+    samples = nncf.Dataset([row.astype(np.float32) for row in noise])
+    model = ov.Core().read_model(path)
+    made = nncf.quantize(
+        model,
+        samples,
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=2,
+        ignored_scope=nncf.IgnoredScope(names=_integers.floating(model)),
+    )
+    ov.save_model(made, _int8_beside(path), compress_to_fp16=False)
+
+
+def openvino(path: Path, float_too: bool) -> list[tuple[str, str, Call]]:
+    """The float32 file and the int8 one beside it."""
+    if not _int8_beside(path).exists():
         return []
+    import openvino as ov
+
     core = ov.Core()
-    whole = path.with_name(path.name.replace(".fp32.onnx", ".int8.xml"))
-    if not whole.exists():
-        noise = [np.random.default_rng(n).normal(size=shape) for n in range(2)]
-        samples = nncf.Dataset([row.astype(np.float32) for row in noise])
-        model = core.read_model(path)
-        made = nncf.quantize(
-            model,
-            samples,
-            model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=2,
-            ignored_scope=nncf.IgnoredScope(names=_integers.floating(model)),
-        )
-        ov.save_model(made, whole, compress_to_fp16=False)
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
 
     def call(file: Path) -> Call:
@@ -239,4 +269,4 @@ def openvino(path: Path, shape: tuple[int, ...], float_too: bool) -> list[tuple[
         return lambda array: request.infer({0: array})[0].copy()
 
     floats = [("openvino", "fp32", call(path))] if float_too else []
-    return [*floats, ("openvino", "int8", call(whole))]
+    return [*floats, ("openvino", "int8", call(_int8_beside(path)))]

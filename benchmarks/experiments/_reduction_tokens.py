@@ -48,7 +48,8 @@ def _rows(folder: Path) -> Rows:
         onnx.save(_int8.rewrite(model), integers)
         made = [("onnxruntime", "fp32", latency.onnxruntime(path))]
         made += [("onnxruntime", "int8", latency.onnxruntime(integers))]
-        made += latency.openvino(path, shape, float_too=True)
+        latency.write_openvino(path, shape)
+        made += latency.openvino(path, float_too=True)
         array = torch.randn(shape, generator=torch.Generator().manual_seed(1)).numpy()
         for target, precision, call in made:
             calls.append(_given(call, array))
