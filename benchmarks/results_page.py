@@ -14,7 +14,16 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/results.md"
 PLOT = ROOT / "docs/scaling.svg"
-FORMATS = {"fraction": "{:.1%}", "ratio": "{:.2f}x", "count": "{:.0f}", "exponent": "{:.2f}"}
+FORMATS = {
+    "fraction": (100, 1, " %"),
+    "ratio": (1, 2, "x"),
+    "count": (1, 0, ""),
+    "exponent": (1, 2, ""),
+}
+"""Unit -> factor, decimals, what stands behind."""
+MORE_DECIMALS = 3
+NEAR = 1e-3
+"""How far a goal as shown may be from the goal, as a share of it."""
 TABLES = {
     "latency": ("path", "tower", "repeat", "p50_ms", "min_ms", "tool", "p50_ms_other"),
     "gpu": (
@@ -68,14 +77,24 @@ def _claims(claims: list[dict[str, Any]]) -> list[str]:
     lines = ["| figure | goal | measured | |", "|---|---:|---:|---|"]
     for claim in claims:
         sign = "at least" if claim["better"] == "higher" else "at most"
-        goal, value = (_figure(claim[key], claim["unit"]) for key in ("goal", "value"))
+        goal, value = _figures(claim["goal"], claim["value"], claim["unit"])
         verdict = "" if claim["holds"] else "falls short"
         lines.append(f"| {claim['name']} | {sign} {goal} | {value} | {verdict} |")
     return [*lines, ""]
 
 
-def _figure(value: float, unit: str) -> str:
-    return FORMATS[unit].format(value) if unit in FORMATS else f"{value:.4g} {unit}"
+def _figures(goal: float, value: float, unit: str) -> tuple[str, str]:
+    """Both as text, with as many decimals as it takes to see the goal and which is larger."""
+    if unit not in FORMATS:
+        return f"{goal:.4g} {unit}", f"{value:.4g} {unit}"
+    factor, first, behind = FORMATS[unit]
+    for decimals in range(first, first + MORE_DECIMALS + 1):
+        found = [f"{factor * number:.{decimals}f}{behind}" for number in (goal, value)]
+        rounded = abs(round(factor * goal, decimals) - factor * goal)
+        apart = found[0] != found[1] or goal == value
+        if apart and rounded <= NEAR * abs(factor * goal):
+            break
+    return found[0], found[1]
 
 
 def _rows(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> list[str]:

@@ -2,8 +2,10 @@
 
 import re
 
+import pytest
+
 from benchmarks import results_tables, scaling_plots
-from benchmarks.results_page import page
+from benchmarks.results_page import _figures, page
 
 RESULT = {
     "command": "python -m benchmarks.experiments.peers",
@@ -48,6 +50,20 @@ RESULT = {
         {"name": "steps", "goal": 9, "value": 7, "unit": "steps", "better": "lower", "holds": True},
     ],
 }
+
+
+@pytest.mark.parametrize(
+    ("goal", "value", "unit", "shown"),
+    [
+        (0.0005, 0.0014, "fraction", ("0.05 %", "0.14 %")),
+        (0.003, 0.0033, "fraction", ("0.30 %", "0.33 %")),
+        (0.999, 0.9996, "ratio", ("0.999x", "1.000x")),
+        (1.15, 1.27, "ratio", ("1.15x", "1.27x")),
+        (0, 0, "count", ("0", "0")),
+    ],
+)
+def test_a_goal_and_a_figure_that_misses_it_never_look_alike(goal, value, unit, shown):
+    assert _figures(goal, value, unit) == shown
 
 
 def test_claims_rows_and_their_origin_are_on_the_page():
