@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from compress import parallel
+from compress.muon import Muon
 
 if TYPE_CHECKING:
     from compress.train import Training
@@ -43,10 +44,7 @@ def optimizers(
     adamw = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=1e-6, foreach=foreach)
     if not use_muon:
         return [adamw]
-    muon = torch.optim.Muon(
-        matrices, lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
-    return [muon, adamw]
+    return [Muon(matrices, cfg.lr, cfg.weight_decay), adamw]
 
 
 def set_lr(found: list[torch.optim.Optimizer], lr: float) -> None:

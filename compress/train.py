@@ -47,7 +47,7 @@ class Training(BaseModel):
     warmup_steps: int = Field(default=50, ge=0)
     """Steps of linear warm-up."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: torch's Muon for the blocks' matrices, AdamW for the rest."""
+    """muon: Muon for the blocks' matrices, AdamW for the rest."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay of matrices; vectors and scales have none."""
     betas: tuple[float, float] = (0.9, 0.98)
