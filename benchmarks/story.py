@@ -4,6 +4,7 @@ from typing import Any
 
 from benchmarks import placement
 from benchmarks.labels import (
+    TARGETS,
     describe_metric,
     milliseconds,
     percent,
@@ -97,9 +98,35 @@ def warnings(bench: dict[str, Any], artifacts: Artifacts) -> list[str]:
             found.append(f"{where}: fewer queries than asked for ({timing['num_queries']}).")
     hot = [name for name, host in bench.get("hosts", {}).items() if host.get("throttled")]
     found += [f"{name}: everything became slower meanwhile: was it throttled?" for name in hot]
+    found += _slower_than_float(artifacts)
     busy = bench["disturbance"].get("cores_busy")
     if busy is not None and busy > 1.3:
         found.insert(0, _busy(busy, chosen(artifacts)))
+    return found
+
+
+def _slower_than_float(artifacts: Artifacts) -> list[str]:
+    """Files of fewer bits that take longer than float32 of the same model, surely: integers gain
+    nothing on a processor without integer products.
+    """
+    found = []
+    for artifact in artifacts:
+        for tower, row in artifact["towers"].items():
+            floats = [
+                (other["towers"][tower], other["target"])
+                for other in artifacts
+                if (other["artifact"], other["precision"]) == (artifact["artifact"], "fp32")
+                and other["towers"][tower].get("p50_ms")
+            ]
+            if artifact["precision"] == "fp32" or not row.get("p50_ms") or not floats:
+                continue
+            fastest, target = min(floats, key=lambda pair: pair[0]["p50_ms"])
+            if row["p50_ms_ci95"][0] > fastest["p50_ms_ci95"][1]:
+                found.append(
+                    f"{artifact['name']}, {tower} tower: slower than the float32 file in "
+                    f"{TARGETS.get(target, target)} ({milliseconds(row['p50_ms'])} against "
+                    f"{milliseconds(fastest['p50_ms'])}); on this machine it saves space, not time."
+                )
     return found
 
 
