@@ -281,6 +281,17 @@ def test_a_file_with_its_own_marks_keeps_them(clip: Clip) -> None:
         assert row[:end] == ours[:end] and len(row) == len(ours)
 
 
+def test_every_type_is_judged_on_all_rows_natively_and_the_first_on_few_in_the_browser(
+    bundle: Path,
+) -> None:
+    about = read(bundle / "bundle.json")
+    native = about["runtime"]["native"]
+    assert list(native) == ["q8", "fp32", "fp16", "q4"]
+    assert {figures["image"]["num_rows"] for figures in native.values()} == {58}
+    assert {figures["text"]["num_rows"] for figures in native.values()} == {97}
+    assert (about["parity"]["image"]["num_rows"], about["parity"]["text"]["num_rows"]) == (18, 23)
+
+
 def test_the_gate_holds_for_every_type(clip: Clip, tmp_path: Path) -> None:
     strict = web.Config(precision="fp32", also=("q8",), page=False, min_cosine=0.99999)
     with pytest.raises(GateFailed, match="web q8"):
