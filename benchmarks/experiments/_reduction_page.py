@@ -3,40 +3,20 @@
 python -m benchmarks.experiments._reduction_page
 """
 
-import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-
-from benchmarks import survival
 from benchmarks.experiments import _reduction_accuracy as accuracy
 from benchmarks.experiments import _reduction_latency as latency
 from benchmarks.experiments import _reduction_tokens as token_costs
 from benchmarks.experiments._reduction_pareto import pareto
-from compress.schedule import Method
-from compress.stages.prune_tokens import Config, reduced, schedule
-from compress.structure import plain_vision
+from benchmarks.experiments._reduction_picture import survivors
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/reduction.json"
 PAGE = ROOT / "docs/reduction.md"
 PARETO, PICTURE = "reduction-pareto.svg", "reduction-survival.svg"
-SHOWN: tuple[Method, ...] = (
-    "guarded",
-    "tome",
-    "evit",
-    "feather",
-    "vision_zip",
-    "topk",
-    "fopru_row",
-    "grid",
-    "random",
-)
-PICTURES, CELL = 6, 64
 SIGNS = {"higher": "at least", "lower": "at most"}
 INTRO = """# Doing less
 
@@ -191,7 +171,25 @@ def _latency(rows: list[dict[str, Any]]) -> list[str]:
             f"| {row['model']} | {row['variant']} | {row['macs']:.2f} | {row['target']} "
             f"{row['precision']} | {ms:.1f} | {base / ms:.2f}x | {row['cpu']} |"
         )
-    return [*lines, ""]
+    return [*lines, "", *_integers_alone(own)]
+
+
+def _integers_alone(own: list[dict[str, Any]]) -> list[str]:
+    """How much of a speed-up the processor's integers give, which no schedule can change."""
+    times: dict[tuple[str, str], dict[str, float]] = {}
+    for row in own:
+        if (row["variant"], row["target"]) == ("full", "onnxruntime"):
+            found = times.setdefault((row["model"], row["cpu"]), {})
+            found[row["precision"]] = row["processor_p50_ms"]
+    gains = [
+        f"{found['fp32'] / found['int8']:.2f}x ({model}, {cpu})"
+        for (model, cpu), found in times.items()
+        if {"fp32", "int8"} <= set(found)
+    ]
+    if not gains:
+        return []
+    said = f"Integers alone, in ONNX Runtime's file of the untouched tower, give {', '.join(gains)}"
+    return [f"{said}: without integer products (VNNI, AMX) a processor gains little by them.", ""]
 
 
 def _tokens(rows: list[dict[str, Any]]) -> list[str]:
@@ -238,56 +236,6 @@ def _exact(rows: list[dict[str, Any]]) -> list[str]:
             f"| {row['image_macs']:.3f} | {row['text_macs']:.3f} | {saved} |"
         )
     return [*lines, ""]
-
-
-def survivors(tasks: accuracy.Tasks) -> str:
-    """Six pictures by method at 0.6 of the multiply-adds: the darker a patch, the less is left."""
-    pixels = tasks.splits["held_out_style"][0][: PICTURES * 40 : 40]
-    vision = plain_vision(tasks.teacher.model.config, "reduction")
-    wide, high = 110 + PICTURES * (CELL + 6), 10 + len(SHOWN) * (CELL + 6)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" font-size="13" '
-        'font-family="sans-serif">'
-        f'<rect width="{wide}" height="{high}" fill="#fff"/><defs>'
-    ]
-    for n, picture in enumerate(pixels):
-        parts.append(
-            f'<image id="p{n}" width="{CELL}" height="{CELL}" href="{_png(tasks, picture)}"/>'
-        )
-    parts.append("</defs>")
-    for row, method in enumerate(SHOWN):
-        torch.manual_seed(0)
-        found = schedule(vision, Config(method=method, macs=0.6))
-        weights = survival.surviving(reduced(tasks.teacher, found), pixels)
-        top = 6 + row * (CELL + 6)
-        parts.append(f'<text x="6" y="{top + CELL / 2}">{method}</text>')
-        for n in range(len(pixels)):
-            left = 106 + n * (CELL + 6)
-            parts.append(f'<use href="#p{n}" x="{left}" y="{top}"/>')
-            parts += _veil(weights[n], left, top, vision.grid)
-    return "".join([*parts, "</svg>\n"])
-
-
-def _veil(weights: torch.Tensor, left: float, top: float, grid: int) -> list[str]:
-    side = CELL / grid
-    found = []
-    for place, weight in enumerate(weights.clamp(0, 1).tolist()):
-        if weight < 0.995:
-            y, x = divmod(place, grid)
-            found.append(
-                f'<rect x="{left + x * side:g}" y="{top + y * side:g}" width="{side:g}" '
-                f'height="{side:g}" opacity="{0.85 * (1 - weight):.2f}"/>'
-            )
-    return found
-
-
-def _png(tasks: accuracy.Tasks, picture: torch.Tensor) -> str:
-    contract = tasks.teacher.preprocess
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (contract.mean, contract.std))
-    bytes_ = ((picture * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(bytes_).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def main() -> None:

@@ -179,6 +179,9 @@ def test_times_say_on_which_processor() -> None:
     row = {"part": "latency", "model": "B/16", "variant": "full", "target": "onnxruntime"}
     lines = _reduction_page._latency([row | timed | {"precision": "fp32", "macs": 1.0}])
     assert lines[-2].endswith(f"| 2.0 | 1.00x | {machine.short()} |")
+    fast = {**row, **timed, "precision": "int8", "macs": 1.0, "processor_p50_ms": 0.5}
+    lines = _reduction_page._latency([row | timed | {"precision": "fp32", "macs": 1.0}, fast])
+    assert f"4.00x (B/16, {machine.short()})" in lines[-2]
 
 
 def test_the_chain_multiplies_every_token_by_every_matrix() -> None:
