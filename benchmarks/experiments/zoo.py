@@ -47,6 +47,8 @@ from compress.clip import Clip
 from compress.embeddings import embed, headline_split
 from compress.errors import PocketclipError
 from compress.evaluate import measure
+from compress.fold import fold
+from compress.twin import float_twin
 from export import Unavailable
 
 RESULTS = ROOT / "benchmarks/results/zoo.json"
@@ -84,10 +86,14 @@ def bundle_name(row: Row) -> str:
 
 
 def exported(clip: Clip, target: str, precision: str, folder: Path) -> str | None:
-    """Write one bundle, if it is not there yet -> why there is none."""
+    """Write one bundle, if it is not there yet -> why there is none.
+
+    Schemes that an exporter does not know are left out, as in a run.
+    """
     if (folder / "bundle.json").exists():
         return None
     exporter = plugin.find(plugin.EXPORTERS, target)
+    clip = clip if getattr(exporter, "HONOURS_SCHEME", False) else float_twin(clip)
     try:
         cfg = exporter.Config.model_validate({"precision": precision, **OWN.get(target, {})})
         torch.manual_seed(SEED)
@@ -227,7 +233,7 @@ def model(name: str, place: Path) -> Clip:
     data = recipes.load(RECIPE).shards()
     if not trained(clip):
         data = replace(data, evaluate={})  # nothing is right or wrong of random weights
-    return replace(clip, data=data)
+    return replace(fold(clip), data=data)
 
 
 def run(name: str, place: Path, quick: bool, keep: bool) -> None:

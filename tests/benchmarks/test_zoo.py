@@ -47,6 +47,21 @@ def test_a_file_that_cannot_be_written_is_a_reason(tmp_path, monkeypatch, error)
     assert zoo.exported(tiny_clip(), "onnx", "fp32", tmp_path / "x") == "no such operator"
 
 
+@pytest.mark.parametrize(("honours", "kept"), [(True, True), (False, False)])
+def test_an_exporter_gets_a_scheme_only_if_it_knows_schemes(tmp_path, monkeypatch, honours, kept):
+    got = []
+    exporter = SimpleNamespace(
+        Config=SimpleNamespace(model_validate=lambda settings: settings),
+        HONOURS_SCHEME=honours,
+        write=lambda clip, cfg, out: got.append(clip),
+    )
+    monkeypatch.setattr(zoo.plugin, "find", lambda place, name: exporter)
+    monkeypatch.setattr(zoo, "float_twin", lambda clip: "without its scheme")
+    clip = tiny_clip()
+    zoo.exported(clip, "web", "fp32", tmp_path / "x")
+    assert got == [clip if kept else "without its scheme"]
+
+
 def test_one_model_gives_rows_with_latency_size_share_of_the_peaks_and_accuracy(
     tmp_path, monkeypatch
 ):
