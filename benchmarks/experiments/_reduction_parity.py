@@ -2,7 +2,7 @@
 
 Every method on a small tower with random weights, in each runtime's first precision; and the
 embedded teacher, as the default reduces it, in every precision, integers among them. The gates are
-the exporters' own. Each case runs in a process of its own, so that a converter may crash.
+the exporters' own. Runtimes have processes of their own, so that a converter may crash.
 """
 
 import json
@@ -32,12 +32,16 @@ TRAINED_ONLY = ("cross", "selector")
 """Methods that learn: here as they start."""
 
 
-def cases(quick: bool = False) -> list[tuple[str, str, str, str | None]]:
-    """(model, method, target, precision)."""
+Case = tuple[str, Method, str, str | None]
+"""Model, method, target, precision."""
+
+
+def cases(quick: bool = False) -> list[Case]:
+    """What is tried, by model and method."""
     found = [c for c in _contract.cases() if c[0] in RUNTIMES]
     first = dict(reversed(found))
     methods: tuple[Method, ...] = ("guarded",) if quick else get_args(Method)
-    chosen: list[tuple[str, str, str, str | None]] = [
+    chosen: list[Case] = [
         (SMALL, method, target, first[target]) for method in methods for target in RUNTIMES
     ]
     return chosen if quick else chosen + [(TEACHER, "guarded", *case) for case in found]
@@ -45,30 +49,49 @@ def cases(quick: bool = False) -> list[tuple[str, str, str, str | None]]:
 
 def measure(folder: Path, quick: bool) -> list[dict[str, Any]]:
     """Rows of every case, each kept in `folder` once measured."""
+    chosen = cases(quick)
+    for key in dict.fromkeys((model, target) for model, _, target, _ in chosen):
+        _measured([c for c in chosen if (c[0], c[2]) == key], folder)
     rows: list[dict[str, Any]] = []
-    for model, method, target, precision in cases(quick):
-        about = {"part": "parity", "model": model, "method": method}
-        stem = f"{model} {method} {target} {precision}".replace(" ", "-").replace(",", "")
-        path = folder / f"{stem}.json"
-        if not path.exists():
-            chosen = (model, method, target, precision, path)
-            reason = _forked.call(_prove, chosen, path.with_suffix(".log"))
-            if not path.exists():
-                row = {"target": target, "precision": precision, "tower": "image"}
-                write_json(path, [{**row, "passed": False, "kind": "crashed", "reason": reason}])
-            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-        found = json.loads(path.read_text())
+    for case in chosen:
+        found = json.loads(_path(folder, case).read_text())
+        about = {"part": "parity", "model": case[0], "method": case[1]}
         rows += [about | row for row in found if row["tower"] == "image"]
     return rows
 
 
-def _prove(model: str, method: Method, target: str, precision: str | None, path: Path) -> None:
-    torch.manual_seed(0)
+def _measured(chosen: list[Case], folder: Path) -> None:
+    """Cases of one runtime, in as few processes as crashes allow: importing a converter takes
+    longer than most cases.
+    """
+    while missing := [case for case in chosen if not _path(folder, case).exists()]:
+        log = _path(folder, missing[0]).with_suffix(".log")
+        reason = _forked.call(_prove_all, (missing, folder), log)
+        left = next((case for case in missing if not _path(folder, case).exists()), None)
+        if left is not None:
+            row = {"target": left[2], "precision": left[3], "tower": "image"}
+            path = _path(folder, left)
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            write_json(path, [{**row, "passed": False, "kind": "crashed", "reason": reason}])
+
+
+def _path(folder: Path, case: Case) -> Path:
+    """Where the rows of a case are kept."""
+    stem = " ".join(map(str, case)).replace(" ", "-").replace(",", "")
+    return folder / f"{stem}.json"
+
+
+def _prove_all(chosen: list[Case], folder: Path) -> None:
     torch.set_num_threads(1)
-    clip = open_clip.load(f"local-dir:{accuracy.EMOJI / 'teacher'}")
-    clip = replace(clip, data=accuracy.training_data()) if model == TEACHER else _small(clip)
-    clip = accuracy.pooled(clip, Config(method=method, macs=0.75))
-    write_json(path, _contract.prove(clip, target, precision, path.with_suffix("")))
+    for model, method, target, precision in chosen:
+        path = _path(folder, (model, method, target, precision))
+        torch.manual_seed(0)
+        clip = open_clip.load(f"local-dir:{accuracy.EMOJI / 'teacher'}")
+        clip = replace(clip, data=accuracy.training_data()) if model == TEACHER else _small(clip)
+        clip = accuracy.pooled(clip, Config(method=method, macs=0.75))
+        rows = _contract.prove(clip, target, precision, path.with_suffix(""))
+        write_json(path, rows)
+        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
 
 
 def _small(clip: Clip) -> Clip:

@@ -144,6 +144,34 @@ def test_parity_asks_every_method_of_every_runtime_and_every_precision_of_the_de
     assert {("openvino", "int8"), ("onnxruntime", "int8"), ("litert", "fp32")} <= precisions
 
 
+def test_a_crash_costs_one_case_and_the_next_goes_on(tmp_path, monkeypatch) -> None:
+    """The second of three cases crashes its process; what the first has written stays."""
+    small, asked = _reduction_parity.SMALL, []
+    chosen = [(small, method, "onnx", None) for method in ("tome", "evit", "grid")]
+    monkeypatch.setattr(_reduction_parity, "cases", lambda quick: chosen)
+
+    def call(function, arguments, log):
+        cases, folder = arguments
+        asked.append([method for _, method, _, _ in cases])
+        for case in cases:
+            if case[1] == "evit":
+                return "exit code -11: gone"
+            rows = [
+                {"target": "onnx", "tower": tower, "passed": True} for tower in ("image", "text")
+            ]
+            _reduction_parity._path(folder, case).write_text(json.dumps(rows))
+        return None
+
+    monkeypatch.setattr(_reduction_parity._forked, "call", call)
+    rows = _reduction_parity.measure(tmp_path, quick=False)
+    assert [(row["method"], row["passed"]) for row in rows] == [
+        ("tome", True), ("evit", False), ("grid", True)
+    ]  # fmt: skip
+    assert rows[1]["reason"] == "exit code -11: gone"
+    assert asked == [["tome", "evit", "grid"], ["grid"]]
+    assert _reduction_parity.measure(tmp_path, quick=False) == rows and len(asked) == 2
+
+
 def test_only_what_was_measured_again_is_replaced() -> None:
     given = Namespace(parts=["latency", "recovery"], models=["B/16"], trained=["a"], seeds=[1])
     kept = [
