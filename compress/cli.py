@@ -258,6 +258,9 @@ def doctor() -> None:
 
     rows = checks.check(checks.installed_requirements())
     say(checks.machine())
+    expected = checks.integers()
+    if expected:
+        say(expected)
     table = Table("package", "for", "installed", "supported", "", box=None, pad_edge=False)
     for row in rows:
         table.add_row(

@@ -35,6 +35,18 @@ def machine() -> str:
     return ", ".join(parts)
 
 
+def integers() -> str | None:
+    """What to expect of 8-bit files on this machine, where it is less than elsewhere."""
+    from export import _saturation
+
+    if not _saturation.here():
+        return None
+    return (
+        "This CPU has no VNNI: 8-bit files gain less here, in OpenVINO nothing (docs/reduction.md, "
+        "docs/results.md), and 8-bit weights can overflow: `quantize: {weight_bits: 7}` cannot."
+    )
+
+
 def installed_requirements() -> list[str]:
     """The requirement lines of the installed pocketclip, extras included."""
     try:

@@ -157,6 +157,15 @@ def test_doctor_prints_the_extra_that_is_missing(
     assert code == 2 and "outside the supported versions: pytest" in err
 
 
+@pytest.mark.parametrize("vnni", [True, False])
+def test_doctor_says_what_to_expect_of_int8(vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {"avx2", "avx512_vnni"} if vnni else {"avx2"}
+    monkeypatch.setattr("export._saturation.machine_flags", lambda: flags)
+    monkeypatch.setattr(doctor, "installed_requirements", lambda: [])
+    code, out, _ = command("doctor")
+    assert code == 0 and ("no VNNI" in out) == (not vnni)
+
+
 def test_doctor_tells_missing_from_outside_from_good() -> None:
     rows = doctor.check(
         [
