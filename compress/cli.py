@@ -257,10 +257,8 @@ def doctor() -> None:
     from compress import doctor as checks
 
     rows = checks.check(checks.installed_requirements())
-    say(checks.machine())
-    expected = checks.integers()
-    if expected:
-        say(expected)
+    for line in filter(None, (checks.machine(), checks.integers())):
+        say(line)
     table = Table("package", "for", "installed", "supported", "", box=None, pad_edge=False)
     for row in rows:
         table.add_row(

@@ -158,7 +158,9 @@ def test_doctor_prints_the_extra_that_is_missing(
 
 
 @pytest.mark.parametrize("vnni", [True, False])
-def test_doctor_says_what_to_expect_of_int8(vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_what_to_expect_of_int8(
+    command: Command, vnni: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = {"avx2", "avx512_vnni"} if vnni else {"avx2"}
     monkeypatch.setattr("export._saturation.machine_flags", lambda: flags)
     monkeypatch.setattr(doctor, "installed_requirements", lambda: [])
