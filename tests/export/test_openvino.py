@@ -28,6 +28,19 @@ def bundle(trace_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_neither_openvino_nor_nncf_reports_to_its_maker() -> None:
+    code = """
+import export
+import nncf.telemetry.wrapper as theirs
+import openvino.tools.ovc.telemetry_utils as ours
+print(ours.tm.__name__, type(theirs.telemetry).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["openvino.tools.ovc.telemetry_stub MagicMock"], (
+        done.stderr
+    )
+
+
 def test_both_towers_equal_torch(bundle: Path) -> None:
     clip = tiny_clip()
     pixels, tokens = _parity.probes(clip)
