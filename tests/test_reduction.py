@@ -156,6 +156,20 @@ def test_schedules_that_cannot_be_are_refused(
         reduced(clip, **schedule)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_what_litert_has_no_operator_for_is_not_traced(method: str) -> None:
+    """torch.eye, and TopK whose indices nobody takes, which it turns into a sort."""
+    small = reduced(tiny_clip(layers=4), method=method, sites=[site(0, 12), site(2, 8)])
+    pixels = torch.randn(1, 3, 32, 32)
+    graph = torch.export.export(small.model.image, (pixels,)).graph
+    called = [node for node in graph.nodes if node.op == "call_function"]
+    assert not [node for node in called if "eye" in str(node.target)]
+    sorts = [node for node in called if "topk" in str(node.target)]
+    taken = [{user.args[1] for user in node.users if len(user.users)} for node in sorts]
+    assert all(1 in parts for parts in taken)
+    assert sorts or method in ("grid", "random")
+
+
 def test_methods_that_rank_by_the_class_token_need_one(clip: Clip) -> None:
     vision = clip.model.config.vision.model_dump() | {"pooling": "mean", "class_token": False}
     vision["reduction"] = Reduction(method="evit", sites=(Site(layer=0, keep=8),)).model_dump()

@@ -39,8 +39,12 @@ def ascending(indices: Tensor) -> Tensor:
     """Rows of indices [B, K], which differ, in ascending order."""
     falling = -indices.to(torch.float32)
     if not _arithmetic.get():
-        values = falling.topk(indices.shape[1], dim=-1).values
-        return (-values).round().to(indices.dtype)
+        # By places: TopK of which nobody takes the indices is a sort to LiteRT, which has none.
+        order = falling.topk(indices.shape[1], dim=-1).indices.unsqueeze(-1)
+        found = _weighed(
+            same(order, torch.arange(indices.shape[1], device=order.device)), indices.unsqueeze(-2)
+        )
+        return found.round().to(indices.dtype)
     return _weighed(_at_ranks(falling, indices.shape[1]), indices.unsqueeze(-2))
 
 
@@ -66,6 +70,12 @@ def same(a: Tensor, b: Tensor) -> Tensor:
     if not _arithmetic.get():
         return (a == b).to(torch.float32)
     return F.relu(1 - (a.to(torch.float32) - b.to(torch.float32)).abs())
+
+
+def identity(num: int, device: torch.device) -> Tensor:
+    """Ones on the diagonal [P, P]; of torch.eye LiteRT makes an operator that it cannot run."""
+    places = torch.arange(num, device=device)
+    return same(places.unsqueeze(-1), places)
 
 
 def fixed(indices: Sequence[int], device: torch.device) -> Tensor:

@@ -18,6 +18,7 @@ from compress.nn.choose import (
     every,
     fixed,
     highest,
+    identity,
     interleaved,
     looked_up,
     same,
@@ -84,7 +85,7 @@ def complete(metric: Tensor, importance: Tensor, num_kept: int) -> Tensor:
     """
     num = metric.shape[1]
     unit = unit_length(metric)
-    itself = torch.eye(num, device=metric.device)
+    itself = identity(num, metric.device)
     cosines = unit @ unit.transpose(1, 2) + NEVER * itself  # [B, P, P]
     kept = top(importance - cosines.max(dim=-1).values, num_kept)
     leaves = 1 - one_hot(kept, num).sum(dim=1)  # [B, P]
