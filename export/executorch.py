@@ -215,7 +215,8 @@ def computed(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
     """The program with what follows from weights alone computed once, but for integer weights.
 
     Token reduction takes its queries and keys from slices of weights; left in the graph, XNNPACK's
-    partitions become cyclic or crash when they run.
+    partitions become cyclic or crash when they run. Each gets memory of its own: XNNPACK writes a
+    slice from where the memory of its whole begins.
     """
     from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
@@ -225,7 +226,11 @@ def computed(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
         ops.dequantize_per_channel.default,
         ops.dequantize_per_channel_group.default,
     }
-    return constant_prop_pass(program, custom_skip_targets=integers)
+    program = constant_prop_pass(program, custom_skip_targets=integers)
+    for name, value in program.constants.items():
+        if isinstance(value, Tensor) and value.untyped_storage().nbytes() != value.nbytes:
+            program.constants[name] = value.clone()
+    return program
 
 
 def lower(

@@ -35,6 +35,27 @@ def test_every_norm_of_a_tower_is_written_out() -> None:
     assert nn.LayerNorm not in kinds and kinds.count(_xnnpack.WrittenNorm) == 6
 
 
+def test_slices_of_one_matrix_keep_their_own_values(tmp_path: Path) -> None:
+    """Queries and keys of a site come from one weight; both were the queries' once."""
+    pytest.importorskip("executorch")
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both = nn.Linear(16, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first, second = self.both.weight.chunk(2)
+            return nn.functional.linear(x, first) - 2 * nn.functional.linear(x, second)
+
+    module, x = Halves().eval(), torch.randn(1, 5, 16)
+    program = exporter.computed(_aten.graph(module, x, _aten.PORTABLE))
+    file = tmp_path / "halves.pte"
+    file.write_bytes(exporter.lower(program)[0])
+    [found] = exporter._method(file).execute((x,))
+    torch.testing.assert_close(found, module(x), rtol=0, atol=1e-5)
+
+
 def test_nearly_all_is_delegated_in_few_pieces(tmp_path: Path) -> None:
     pytest.importorskip("executorch")
     exporter.write(tiny_clip(), exporter.Config(), tmp_path / "out")
